@@ -1,0 +1,36 @@
+import base64
+import re
+from pathlib import Path
+
+from trainer.report import Report, curves, format_cell
+
+
+def test_text_and_cells_are_escaped(tmp_path: Path) -> None:
+    report = Report("a < b", "x & y")
+    report.table(["name", "<i>"], [["<b>", 0.123456], ["none", None]])
+    text = report.html()
+    assert "<title>a &lt; b</title>" in text
+    assert "x &amp; y" in text
+    assert "<td>&lt;b&gt;</td><td>0.1235</td>" in text
+    assert "<td>–</td>" in text
+
+
+def test_figures_are_inlined_and_written_beside(tmp_path: Path) -> None:
+    report = Report("plots")
+    report.figure(curves({"bt": ([0, 1], [1.0, 0.5]), "bsr": ([0, 1], [1, 0.4])}, "step", "loss"))
+    report.write(tmp_path / "out" / "report.html")
+    page = (tmp_path / "out" / "report.html").read_text()
+    inlined = re.search(r'src="data:image/png;base64,([^"]+)"', page)
+    assert inlined is not None
+    png = base64.b64decode(inlined.group(1))
+    assert png.startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "report-1.png").read_bytes() == png
+
+
+def test_format_cell() -> None:
+    assert [format_cell(cell) for cell in ("x", 3, 0.00012345, None)] == [
+        "x",
+        "3",
+        "0.0001234",
+        "–",
+    ]

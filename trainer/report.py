@@ -1,0 +1,132 @@
+"""A short HTML report: one file, plots inlined, readable without a network.
+
+>>> report = Report("Reward model", "What the run did.")
+>>> report.table(["cell", "accuracy"], [["in-domain", 0.85]], "Pair accuracy.")
+>>> report.figure(curves({"bt": (steps, losses)}, "step", "loss"), "Training loss.")
+>>> report.write(Path("report.html"))
+"""
+
+import base64
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from reward_model.atomic import write_bytes, write_text
+
+Cell = str | float | int | None
+Curve = tuple[Sequence[float], Sequence[float]]
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1c2430; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid #d8dee6; text-align: right; }
+th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #8a94a3; }
+figure { margin: 1rem 0; } img { max-width: 100%; } figcaption, .caption { color: #586273; }
+pre { background: #f4f6f8; padding: .6rem .8rem; white-space: pre-wrap; }
+"""
+
+
+class Report:
+    """Collects sections in the order they are added and writes them as one HTML file."""
+
+    def __init__(self, title: str, introduction: str = "") -> None:
+        self.title = title
+        self._parts: list[str] = []
+        self._figures: list[bytes] = []
+        if introduction:
+            self.text(introduction)
+
+    def heading(self, text: str) -> None:
+        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+
+    def text(self, text: str) -> None:
+        self._parts.append(f"<p>{html.escape(text)}</p>")
+
+    def sample(self, text: str) -> None:
+        """A block of text shown exactly as it is."""
+        self._parts.append(f"<pre>{html.escape(text)}</pre>")
+
+    def table(
+        self, header: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = ""
+    ) -> None:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(format_cell(cell))}</td>" for cell in row) + "</tr>"
+            for row in rows
+        )
+        note = f'<p class="caption">{html.escape(caption)}</p>' if caption else ""
+        self._parts.append(f"<table><tr>{head}</tr>{body}</table>{note}")
+
+    def figure(self, figure: Figure, caption: str = "") -> None:
+        png = figure_png(figure)
+        self._figures.append(png)
+        source = base64.b64encode(png).decode("ascii")
+        self._parts.append(
+            f'<figure><img alt="{html.escape(caption, quote=True)}" '
+            f'src="data:image/png;base64,{source}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+
+    def html(self) -> str:
+        title = html.escape(self.title)
+        return (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            f"<style>{STYLE}</style></head><body><h1>{title}</h1>\n"
+            + "\n".join(self._parts)
+            + "\n</body></html>\n"
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the report to ``path``, and each plot beside it as ``<stem>-<number>.png``."""
+        stem = re.sub(r"[^\w.-]", "_", path.stem)
+        for number, png in enumerate(self._figures, start=1):
+            write_bytes(path.parent / f"{stem}-{number}.png", png)
+        write_text(path, self.html())
+
+
+def format_cell(cell: Cell) -> str:
+    """Numbers with four significant digits, a dash for what is missing."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    return str(cell)
+
+
+def figure_png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def curves(
+    series: Mapping[str, Curve],
+    x_label: str,
+    y_label: str,
+    *,
+    title: str = "",
+    markers: bool = False,
+) -> Figure:
+    """One set of axes with a line per entry of ``series``: name -> (x, y)."""
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, (x, y) in series.items():
+        axes.plot(
+            x,
+            y,
+            label=name,
+            linewidth=1.6,
+            marker="o" if markers else None,
+            markersize=3,
+        )
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.grid(alpha=0.3)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    return figure
