@@ -1,0 +1,1 @@
+"""A small preference world with a known gold reward, and the whole system run through it."""
