@@ -7,6 +7,7 @@ ServiceError             one JSON shape: {"error": {"type", "message", "details"
 ├── Unauthorized         401  no key or a wrong one
 ├── UnknownModel         404
 ├── BodyTooLarge         413
+├── ClientGone           499  nobody reads it; for the log
 ├── QueueFull            429  with Retry-After, from the measured throughput
 ├── Unavailable          503  loading, draining or broken
 ├── DeadlinePassed       504
@@ -14,6 +15,9 @@ ServiceError             one JSON shape: {"error": {"type", "message", "details"
 
 All of them survive pickling, so that they cross from a Ray replica to its ingress.
 """
+
+# The names say what happened, as in httpx and starlette.
+# ruff: noqa: N818
 
 import math
 from typing import Any, ClassVar
@@ -81,6 +85,10 @@ class BodyTooLarge(ServiceError):
     status, type = 413, "body_too_large"
 
 
+class ClientGone(ServiceError):
+    status, type = 499, "client_gone"
+
+
 class QueueFull(ServiceError):
     """The queue holds as many tokens as it may.
 
@@ -92,9 +100,7 @@ class QueueFull(ServiceError):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {
-            "Retry-After": str(max(1, math.ceil(self.details.get("retry_after", 1.0))))
-        }
+        return {"Retry-After": str(max(1, math.ceil(self.details.get("retry_after", 1.0))))}
 
 
 class Unavailable(ServiceError):

@@ -6,13 +6,13 @@ only, so a bad item never meets its neighbours and no user text leaves the proce
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from reward_model.contract import Contract
-from reward_model.encode import Encoder
+from reward_model.encode import Encoder, Truncation
 from reward_model.errors import ItemErrorType
 
-Truncation = Literal["error", "left", "right"]
+
 TokenIds = Sequence[int]
 
 
@@ -64,9 +64,7 @@ class Readiness:
     ready: bool
     reason: str = ""
     broken: bool = False
-    models: Mapping[str, Mapping[str, str | int | float | bool]] = field(
-        default_factory=dict
-    )
+    models: Mapping[str, Mapping[str, str | int | float | bool]] = field(default_factory=dict)
 
 
 class Scorer(Protocol):
@@ -76,9 +74,7 @@ class Scorer(Protocol):
         """The served models by name, in order: the first is the default. Empty while loading."""
         ...
 
-    async def score(
-        self, model: str, sequences: Sequence[TokenIds], *, timeout: float
-    ) -> Scored:
+    async def score(self, model: str, sequences: Sequence[TokenIds], *, timeout: float) -> Scored:
         """Score ``sequences`` (valid ids, none empty, none too long) within ``timeout`` seconds.
 
         Cancelling the call frees its place in the queue.

@@ -1,0 +1,110 @@
+"""``POST /score``: the project's own endpoint."""
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from reward_model.contract import RewardStats
+from service.context import Context
+from service.errors import MalformedRequest
+from service.inputs import Conversation, Input, PromptResponse, Text, TokenIds
+from service.schemas import (
+    Item,
+    MessagesItem,
+    PromptItem,
+    ScoreRequest,
+    ScoreResponse,
+    TextItem,
+)
+from service.scorer import ItemFailure, Outcome, ServedModel
+from service.scoring import Answer
+
+
+def score_router(context: Context) -> APIRouter:
+    router = APIRouter(tags=["score"])
+
+    @router.post("/score", response_model=ScoreResponse, summary="Score responses")
+    async def score(body: ScoreRequest, request: Request) -> JSONResponse:
+        model = context.model(body.model)
+        stats = _stats(model) if body.normalize else None
+        inputs = [list(_inputs(item)) for item in body.items]
+        answer = await context.score(
+            request,
+            model,
+            [one for of_item in inputs for one in of_item],
+            truncation=body.truncation,
+            timeout=body.timeout_ms / 1000 if body.timeout_ms else None,
+        )
+        return JSONResponse(
+            _body(answer, [len(of_item) for of_item in inputs], stats, request.state.request_id)
+        )
+
+    return router
+
+
+def _inputs(item: Item) -> Iterator[Input]:
+    match item:
+        case PromptItem(prompt=prompt, responses=responses):
+            turns = prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+            yield from (PromptResponse(turns, response) for response in responses)
+        case MessagesItem(messages=messages):
+            yield Conversation([dict(message) for message in messages])
+        case TextItem(text=text):
+            yield Text(text)
+        case _:
+            yield TokenIds(item.token_ids)
+
+
+def _stats(model: ServedModel) -> RewardStats:
+    if model.contract.stats is None:
+        raise MalformedRequest(
+            f"normalize: model {model.name} has no statistics",
+            {"fields": [{"field": "normalize", "message": "the model has no statistics"}]},
+        )
+    return model.contract.stats
+
+
+def _body(
+    answer: Answer, counts: list[int], stats: RewardStats | None, request_id: str
+) -> dict[str, object]:
+    return {
+        "id": request_id,
+        "model": answer.model,
+        "model_version": answer.model_version,
+        "results": list(_results(answer, counts, stats)),
+        "usage": {"tokens": sum(answer.num_tokens), "computed_tokens": answer.computed_tokens},
+        "timing_ms": {
+            "queue": round(1000 * answer.queue_seconds, 3),
+            "tokenize": round(1000 * answer.tokenize_seconds, 3),
+            "forward": round(1000 * answer.forward_seconds, 3),
+        },
+    }
+
+
+def _results(
+    answer: Answer, counts: list[int], stats: RewardStats | None
+) -> Iterator[dict[str, object]]:
+    start = 0
+    for count in counts:
+        part = slice(start, start + count)
+        outcomes = answer.outcomes[part]
+        yield {
+            "scores": [_score(outcome, stats) for outcome in outcomes],
+            "errors": [_error(outcome) for outcome in outcomes],
+            "num_tokens": answer.num_tokens[part],
+            "truncated": answer.truncated[part],
+        }
+        start += count
+
+
+def _score(outcome: Outcome, stats: RewardStats | None) -> float | None:
+    if isinstance(outcome, ItemFailure):
+        return None
+    return outcome if stats is None else (outcome - stats.mean) / stats.std
+
+
+def _error(outcome: Outcome) -> dict[str, str] | None:
+    if isinstance(outcome, ItemFailure):
+        return {"type": outcome.type, "message": outcome.message}
+    return None

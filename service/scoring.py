@@ -1,0 +1,106 @@
+"""The one path from inputs to scores, behind every protocol."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from reward_model.encode import TokenizedItem, Truncation
+from service.errors import DeadlinePassed, ItemsFailed, ItemsFailedForNow
+from service.inputs import Input, encode_all
+from service.metrics import Metrics
+from service.scorer import ItemFailure, Outcome, Scored, Scorer, ServedModel
+
+SLICE = 32
+"""Inputs tokenized in one go, so that a large request does not keep the small ones waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Parallel to the inputs. ``num_tokens`` is 0 for what could not be tokenized."""
+
+    outcomes: list[Outcome]
+    num_tokens: list[int]
+    truncated: list[bool]
+    model: str
+    model_version: str
+    computed_tokens: int
+    tokenize_seconds: float
+    queue_seconds: float
+    forward_seconds: float
+
+    def scores(self) -> list[float]:
+        """The scores, for protocols that know no null.
+
+        Raises:
+            ItemsFailed, ItemsFailedForNow: an item has none; its index is named.
+        """
+        for index, outcome in enumerate(self.outcomes):
+            if isinstance(outcome, ItemFailure):
+                for_now = outcome.type == "out_of_memory"
+                raise (ItemsFailedForNow if for_now else ItemsFailed)(
+                    f"item {index}: {outcome.message}", {"index": index, "type": outcome.type}
+                )
+        return [outcome for outcome in self.outcomes if not isinstance(outcome, ItemFailure)]
+
+
+class ScoringPath:
+    """Tokenizes off the event loop, asks the scorer, and puts the answers in order."""
+
+    def __init__(self, scorer: Scorer, metrics: Metrics, tokenizer_threads: int = 2) -> None:
+        self.scorer = scorer
+        self._metrics = metrics
+        self._threads = ThreadPoolExecutor(tokenizer_threads, thread_name_prefix="tokenize")
+
+    async def score(
+        self,
+        model: ServedModel,
+        inputs: Sequence[Input],
+        *,
+        truncation: Truncation,
+        timeout: float,
+    ) -> Answer:
+        """Score ``inputs`` within ``timeout`` seconds, tokenizing included.
+
+        Raises:
+            ServiceError: no scores at all; see :meth:`service.scorer.Scorer.score`.
+        """
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                items = await self._tokenize(model, inputs, truncation)
+        except TimeoutError:
+            raise DeadlinePassed(f"not tokenized within {timeout:g} s") from None
+        tokenized = time.monotonic()
+        sequences = [item.token_ids for item in items if isinstance(item, TokenizedItem)]
+        remaining = max(0.001, timeout - (tokenized - started))
+        scored = Scored((), model.version, 0)
+        if sequences:
+            scored = await self.scorer.score(model.name, sequences, timeout=remaining)
+        outcomes = iter(scored.outcomes)
+        answer = Answer(
+            outcomes=[i if isinstance(i, ItemFailure) else next(outcomes) for i in items],
+            num_tokens=[0 if isinstance(i, ItemFailure) else len(i.token_ids) for i in items],
+            truncated=[isinstance(i, TokenizedItem) and i.truncated for i in items],
+            model=model.name,
+            model_version=scored.model_version,
+            computed_tokens=scored.computed_tokens,
+            tokenize_seconds=tokenized - started,
+            queue_seconds=scored.queue_seconds,
+            forward_seconds=scored.forward_seconds,
+        )
+        self._metrics.count_answer(answer.model, answer.outcomes, sum(answer.num_tokens))
+        return answer
+
+    async def _tokenize(
+        self, model: ServedModel, inputs: Sequence[Input], truncation: Truncation
+    ) -> list[TokenizedItem | ItemFailure]:
+        loop = asyncio.get_running_loop()
+        items: list[TokenizedItem | ItemFailure] = []
+        for start in range(0, len(inputs), SLICE):
+            piece = inputs[start : start + SLICE]
+            items += await loop.run_in_executor(
+                self._threads, encode_all, piece, model.encoder, truncation
+            )
+        return items

@@ -1,0 +1,147 @@
+"""One uvicorn process around the embedded scorer, from the first log line to the last answer."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from reward_model.errors import UsageError
+from service.app import create_app
+from service.embedded import EmbeddedScorer
+from service.gate import Gate
+from service.logs import FIELDS, configure_logging
+from service.metrics import Metrics
+from service.settings import ServiceSettings
+
+logger = logging.getLogger("service.server")
+
+
+def serve(settings: ServiceSettings) -> None:
+    """Serve until SIGTERM (then return) or Ctrl-C (then raise KeyboardInterrupt).
+
+    The port opens before the models load, so that ``/health`` and ``/ready`` can be asked.
+
+    Raises:
+        UsageError: the port is taken, or a model cannot be served.
+    """
+    configure_logging(settings.log_format, settings.log_level)
+    with bind(settings.host, settings.port) as listener:
+        _warn_if_open(settings)
+        asyncio.run(_serve(settings, listener))
+
+
+@contextlib.contextmanager
+def bind(host: str, port: int) -> Iterator[socket.socket]:
+    """A bound socket.
+
+    Raises:
+        UsageError: the address is taken, unknown or not ours to use.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        remedy = "; choose another --port" if error.errno == errno.EADDRINUSE else ""
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}{remedy}") from None
+    with listener:
+        yield listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with its signal handling left to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(settings: ServiceSettings, listener: socket.socket) -> None:
+    metrics, gate = Metrics(), Gate()
+    scorer = EmbeddedScorer(settings, metrics)
+    config = uvicorn.Config(
+        create_app(scorer, settings, metrics=metrics, gate=gate),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+    )
+    server = _Server(config)
+    stop = _listen_for_signals()
+    serving = asyncio.create_task(server.serve([listener]))
+    loading = asyncio.create_task(_load(scorer, listener))
+    waiting = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({serving, loading, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done() and not serving.done():
+            loading.result()
+            await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        await _drain(gate, settings.drain_seconds)
+    finally:
+        loading.cancel()
+        waiting.cancel()
+        server.should_exit = True
+        await serving
+        await scorer.close()
+    if stop.interrupted:
+        raise KeyboardInterrupt
+
+
+async def _load(scorer: EmbeddedScorer, listener: socket.socket) -> None:
+    await scorer.load()
+    host, port = listener.getsockname()[:2]
+    logger.info("ready", extra={FIELDS: {"host": host, "port": port}})
+
+
+async def _drain(gate: Gate, seconds: float) -> None:
+    """Refuse what comes, answer what is inside."""
+    gate.close()
+    logger.info("shutting down", extra={FIELDS: {"requests": gate.inside}})
+    try:
+        async with asyncio.timeout(seconds):
+            await gate.wait_empty()
+    except TimeoutError:
+        logger.warning("requests left unanswered", extra={FIELDS: {"requests": gate.inside}})
+
+
+class _Stop(asyncio.Event):
+    """Set by SIGTERM, or by Ctrl-C (``interrupted``)."""
+
+    interrupted = False
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        self.set()
+
+
+def _listen_for_signals() -> _Stop:
+    stop = _Stop()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, stop.interrupt)
+    return stop
+
+
+def _warn_if_open(settings: ServiceSettings) -> None:
+    if not settings.api_keys and not _is_loopback(settings.host):
+        logger.warning(
+            "no api_keys: whoever reaches the port may ask for scores",
+            extra={FIELDS: {"host": settings.host}},
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,86 @@
+"""The settings of ``python -m service``."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from reward_model.command import Section, Settings
+from reward_model.encode import Truncation
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class ModelSettings(Section):
+    """One served model. ``NAME=DIR`` and ``DIR`` (named after the directory) are short forms."""
+
+    path: Path
+    name: str
+    truncation: Truncation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            name, equals, path = value.partition("=")
+            value = {"name": name, "path": path} if equals else {"path": value}
+        if isinstance(value, dict) and "path" in value and not value.get("name"):
+            value = {**value, "name": Path(value["path"]).resolve().name}
+        return value
+
+
+class ServiceSettings(Settings):
+    """Serve reward models behind POST /score and the protocols of other trainers."""
+
+    model: Annotated[tuple[ModelSettings, ...], NoDecode, Field(min_length=1)]
+    """[NAME=]DIR of a reward model checkpoint; several may be given, the first is the default."""
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    """0 takes a free port and logs it."""
+    dtype: Dtype = "float32"
+    device: str = "cpu"
+    """A torch device: cpu, cuda, cuda:1."""
+    trust_remote_code: bool = False
+    """Run Python code that a checkpoint brings along."""
+    share_prefix: bool = True
+    """Compute a common token prefix once; changes no score."""
+    max_batch_tokens: int = Field(8192, ge=1)
+    """Tokens computed in one forward; bounds the peak memory."""
+    max_queue_tokens: int = Field(262144, ge=1)
+    """Tokens that may wait per model; beyond it requests are answered 429."""
+    cache_mib: int = Field(64, ge=0)
+    """Memory for exact results of earlier requests, all models together; 0 turns it off."""
+    max_items: int = Field(4096, ge=1)
+    """Scores one request may ask for; an item gives one, or one per response."""
+    max_body_mib: int = Field(16, ge=1)
+    """Size of a request body."""
+    timeout: float = Field(180.0, gt=0)
+    """Seconds after which a request without timeout_ms of its own is answered 504."""
+    drain_seconds: float = Field(60.0, ge=0)
+    """How long SIGTERM waits for accepted requests."""
+    truncation: Truncation = "error"
+    """What the foreign protocols do with a too long item, unless the model says otherwise."""
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Keys of which a request must carry one; none means no authentication."""
+    log_format: Literal["plain", "json"] = "plain"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    ray: bool = False
+    """Run the same app and replicas on Ray Serve."""
+
+    @field_validator("model", "api_keys", mode="before")
+    @classmethod
+    def _split_words(cls, value: Any) -> Any:
+        """From the environment: words separated by spaces or commas."""
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("model")
+    @classmethod
+    def _check_names(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
+        names = [model.name for model in models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two models are named {name!r}; give them names: NAME=DIR")
+        return models
