@@ -45,16 +45,25 @@ def add_error_answers(app: FastAPI) -> None:
 def explain_schema(errors: Sequence[Any]) -> MalformedRequest:
     """Name the fields that break the schema; never quote their contents."""
     fields = [
-        {"field": _field(error["loc"]), "message": str(error["msg"])}
-        for error in errors[:MAX_REPORTED]
+        {"field": _field(error), "message": _message(error)} for error in errors[:MAX_REPORTED]
     ]
     first = fields[0]
     return MalformedRequest(f"{first['field']}: {first['message']}", {"fields": fields})
 
 
-def _field(location: Sequence[str | int]) -> str:
+def _message(error: Any) -> str:
+    if error["type"] in ("model_attributes_type", "missing") and error["loc"] == ("body",):
+        return "expected a JSON object, sent with Content-Type: application/json"
+    if error["type"] == "json_invalid":
+        return "not valid JSON"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _field(error: Any) -> str:
     """``items.0.responses``: without "body", and without the form a union adds after an index."""
-    parts = [str(part) for part in location if part != "body"]
+    if error["type"] == "json_invalid":
+        return "body"
+    parts = [str(part) for part in error["loc"] if part != "body"]
     if parts[:1] == ["items"] and len(parts) > 3:
         del parts[2]
     return ".".join(parts) or "body"

@@ -6,7 +6,14 @@ in one process. No label and no value ever holds user text.
 
 from collections.abc import Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from service.scorer import ItemFailure, Outcome
@@ -21,6 +28,7 @@ class Metrics:
     """The metrics of one app."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(
             "sumzero_requests", "Requests answered.", ("route", "status"), registry=registry

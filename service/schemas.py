@@ -2,12 +2,25 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from reward_model.encode import Truncation
 from reward_model.errors import ItemErrorType
 
 MAX_TIMEOUT_MS = 3_600_000
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which is no character and has no UTF-8."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("not valid Unicode: half of a surrogate pair") from None
+    return text
+
+
+Unicode = Annotated[str, AfterValidator(_encodable)]
 
 
 class Request(BaseModel):
@@ -23,15 +36,15 @@ class ForeignRequest(BaseModel):
 
 
 class ChatMessage(Request):
-    role: str
-    content: str
+    role: Unicode
+    content: Unicode
 
 
 class PromptItem(Request):
     """Responses to one prompt, rendered in the model's own chat template; one score each."""
 
-    prompt: str | Annotated[list[ChatMessage], Field(min_length=1)]
-    responses: list[str] = Field(min_length=1)
+    prompt: Unicode | Annotated[list[ChatMessage], Field(min_length=1)]
+    responses: list[Unicode] = Field(min_length=1)
 
 
 class MessagesItem(Request):
@@ -43,7 +56,7 @@ class MessagesItem(Request):
 class TextItem(Request):
     """Text that already holds the template's special tokens."""
 
-    text: str
+    text: Unicode
 
 
 class TokenIdsItem(Request):

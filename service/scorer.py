@@ -12,7 +12,6 @@ from reward_model.contract import Contract
 from reward_model.encode import Encoder, Truncation
 from reward_model.errors import ItemErrorType
 
-
 TokenIds = Sequence[int]
 
 

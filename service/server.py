@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
+from transformers.utils.logging import disable_progress_bar
 
 from reward_model.errors import UsageError
 from service.app import create_app
@@ -31,14 +32,15 @@ def serve(settings: ServiceSettings) -> None:
         UsageError: the port is taken, or a model cannot be served.
     """
     configure_logging(settings.log_format, settings.log_level)
+    disable_progress_bar()
     with bind(settings.host, settings.port) as listener:
-        _warn_if_open(settings)
+        warn_if_open(settings)
         asyncio.run(_serve(settings, listener))
 
 
 @contextlib.contextmanager
 def bind(host: str, port: int) -> Iterator[socket.socket]:
-    """A bound socket.
+    """A listening socket.
 
     Raises:
         UsageError: the address is taken, unknown or not ours to use.
@@ -48,6 +50,7 @@ def bind(host: str, port: int) -> Iterator[socket.socket]:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(2048)  # only listening takes the port for certain
     except OSError as error:
         remedy = "; choose another --port" if error.errno == errno.EADDRINUSE else ""
         raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}{remedy}") from None
@@ -132,7 +135,7 @@ def _listen_for_signals() -> _Stop:
     return stop
 
 
-def _warn_if_open(settings: ServiceSettings) -> None:
+def warn_if_open(settings: ServiceSettings) -> None:
     if not settings.api_keys and not _is_loopback(settings.host):
         logger.warning(
             "no api_keys: whoever reaches the port may ask for scores",

@@ -9,13 +9,13 @@ from pydantic import BaseModel, Field
 
 from service.context import Context
 from service.inputs import Text
-from service.schemas import ForeignRequest
+from service.schemas import ForeignRequest, Unicode
 
 PATH = "/get_reward"
 
 
 class GetRewardRequest(ForeignRequest):
-    query: list[str] = Field(description="prompt + response, special tokens included")
+    query: list[Unicode] = Field(description="prompt + response, special tokens included")
 
 
 class GetRewardResponse(BaseModel):
