@@ -1,0 +1,162 @@
+#!/usr/bin/env bash
+# Builds the images with a real engine, brings the stack up, scores over HTTP, takes it down.
+#     bash docker/verify.sh            the service; the RLOO profile too if the vLLM image is there
+#     bash docker/verify.sh --rloo     builds the vLLM and trainer images as well
+# Exit codes: 0 verified, 1 a check failed, 77 skipped because there is no engine.
+# Containers, networks and volumes are gone afterwards; images stay, so that the next run is quick.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+with_rloo=${1:-auto}
+marker="the-heron-waits-by-the-weir-$RANDOM$RANDOM"
+key="key-$RANDOM$RANDOM$RANDOM"
+started_engine=
+say() { printf '%s verify: %s\n' "$(date +%H:%M:%S)" "$*"; }
+fail() { say "FAILED: $*" >&2; exit 1; }
+
+start_engine() {
+  local engine=../shared/docker/local-engine.sh answered=
+  if docker info >/dev/null 2>&1; then
+    answered=yes
+    docker image inspect python:3.11-slim >/dev/null 2>&1 && return
+    docker pull -q python:3.11-slim >/dev/null 2>&1 && return
+  fi
+  if [[ -f $engine && $(id -u) == 0 ]] && bash "$engine"; then
+    [[ $answered ]] || started_engine=yes
+  else
+    say "SKIPPED: no Docker engine with a base image answers, and none can be started here"
+    exit 77
+  fi
+}
+
+choose_compose() {
+  if docker compose version >/dev/null 2>&1; then compose=(docker compose)
+  elif command -v docker-compose >/dev/null; then compose=(docker-compose)
+  else say "SKIPPED: neither 'docker compose' nor docker-compose is installed"; exit 77; fi
+}
+
+clean_up() {
+  local code=$?
+  trap - EXIT INT TERM
+  if [[ $code != 0 ]]; then "${compose[@]}" --profile rloo logs --tail 60 2>/dev/null || true; fi
+  "${compose[@]}" --profile rloo down --volumes --remove-orphans >/dev/null 2>&1 || true
+  leftovers=$(docker ps -aq --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME")
+  [[ -z $leftovers ]] || { say "containers left over: $leftovers" >&2; code=1; }
+  if [[ $started_engine ]]; then stop_engine; fi
+  exit "$code"
+}
+
+stop_engine() {
+  local pid
+  pid=$(cat "${SUMZERO_DOCKER_STATE:-/var/tmp/local-docker}/dockerd.pid" 2>/dev/null) || return 0
+  kill "$pid" 2>/dev/null || return 0
+  for _ in $(seq 30); do kill -0 "$pid" 2>/dev/null || break; sleep 1; done
+  say "stopped the engine that this run started"
+}
+
+container() { "${compose[@]}" ps -q "$1"; }
+health() { docker inspect -f '{{.State.Health.Status}}' "$(container "$1")" 2>/dev/null || true; }
+
+wait_healthy() {  # wait_healthy SERVICE SECONDS
+  for _ in $(seq "$2"); do
+    [[ $(health "$1") == healthy ]] && return
+    sleep 1
+  done
+  fail "$1 is not healthy after $2 s"
+}
+
+post_score() {
+  curl -sS --max-time 30 "http://127.0.0.1:$PORT/score" -H "Content-Type: application/json" "$@" \
+    -d '{"items": [{"prompt": "Tell me about the mill. '"$marker"'", "responses": ["At the mill you find flour and sacks.", "No."]}]}'
+}
+
+check_scores() {
+  python3 -c '
+import json, math, sys
+answer = json.load(sys.stdin)
+scores = answer["results"][0]["scores"]
+assert len(scores) == 2 and all(math.isfinite(score) for score in scores), answer
+print("scores", scores, answer["model_version"][:18])' || fail "no scores"
+}
+
+check_service() {
+  local before after id
+  wait_healthy score 120
+  say "healthy; scoring"
+  before=$(post_score -H "Authorization: Bearer $key") || fail "no answer"
+  check_scores <<<"$before"
+  [[ $(post_score -o /dev/null -w '%{http_code}') == 401 ]] || fail "scored without a key"
+  id=$(container score)
+  [[ $(docker exec "$id" id -u) != 0 ]] || fail "the service runs as root"
+  docker exec "$id" sh -c 'touch /opt/sumzero/x' 2>/dev/null && fail "the root file system is writable"
+  say "killing the service inside its container: the restart policy brings it back"
+  docker exec "$id" python -c '
+import os, signal
+from pathlib import Path
+for line in Path("/proc").glob("[0-9]*/cmdline"):
+    if b"-m\0service" in line.read_bytes() and line.parent.name != "1":
+        os.kill(int(line.parent.name), signal.SIGKILL)' || true
+  for _ in $(seq 30); do
+    [[ $(docker inspect -f '{{.RestartCount}}' "$id") != 0 ]] && break
+    sleep 1
+  done
+  [[ $(docker inspect -f '{{.RestartCount}}' "$id") != 0 ]] || fail "the service did not restart"
+  wait_healthy score 120
+  after=$(post_score -H "Authorization: Bearer $key") || fail "no answer after the restart"
+  python3 - "$before" "$after" <<'PY' || fail "scores changed over a restart"
+import json, sys
+before, after = (json.loads(text) for text in sys.argv[1:])
+assert before["results"] == after["results"] and before["model_version"] == after["model_version"]
+PY
+}
+
+check_rloo() {
+  say "running RLOO against vLLM and the service"
+  "${compose[@]}" --profile rloo up -d
+  local id code
+  id=$("${compose[@]}" --profile rloo ps -q rloo)
+  code=$(timeout 900 docker wait "$id") || fail "the RLOO run did not end within 15 minutes"
+  [[ $code == 0 ]] || fail "the RLOO run ended with exit code $code"
+  say "RLOO ended by itself"
+}
+
+check_logs() {
+  local logs
+  logs=$("${compose[@]}" --profile rloo logs --no-color 2>&1)
+  grep -q "score" <<<"$logs" || fail "no logs to look at"
+  if grep -qF "$marker" <<<"$logs"; then fail "user text in a log"; fi
+  if grep -qF "$key" <<<"$logs"; then fail "an API key in a log"; fi
+}
+
+check_stop() {
+  local id
+  id=$(container score)
+  "${compose[@]}" stop score >/dev/null 2>&1
+  [[ $(docker inspect -f '{{.State.ExitCode}}' "$id") == 0 ]] || fail "SIGTERM did not end the service with 0"
+}
+
+start_engine
+choose_compose
+COMPOSE_PROJECT_NAME="sumzero-verify-$$"
+PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+SUMZERO_API_KEYS=$key
+# A machine whose pip has wheels of its own lets pip find torch by itself.
+if [[ -z ${TORCH_INDEX_URL+set} && -n ${PIP_FIND_LINKS:-} ]]; then TORCH_INDEX_URL=; fi
+export COMPOSE_PROJECT_NAME PORT SUMZERO_API_KEYS ${TORCH_INDEX_URL+TORCH_INDEX_URL}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+say "building the service image"
+"${compose[@]}" build score
+say "starting"
+"${compose[@]}" up -d score
+check_service
+if [[ $with_rloo == --rloo ]]; then "${compose[@]}" --profile rloo build policy vllm; fi
+if docker image inspect "sumzero-vllm:${TAG:-cpu}" "sumzero-trainer:${TAG:-cpu}" >/dev/null 2>&1; then
+  check_rloo
+else
+  say "the RLOO profile is not run: its images are not built (docker/verify.sh --rloo builds them)"
+fi
+check_logs
+check_stop
+say "verified"

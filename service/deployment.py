@@ -1,0 +1,322 @@
+"""The same app and replicas on Ray Serve: ``python -m service --ray``, or ``serve run`` with YAML.
+
+::
+
+    Ingress (HTTP, tokenizing)  ──token ids──▶  model-NAME (queue, packed batches, one device each)
+
+There is one deployment per model, so that each is placed, scaled and updated by itself. Admission,
+batching and the forward happen in the model replica, where :class:`service.embedded.EmbeddedScorer`
+does for one model what it does for all of them in a single process. Its forward runs in a thread of
+its own, so a health check never waits for it.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from pydantic import ValidationError
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve import Application
+from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from reward_model.errors import UsageError
+from service.app import create_app
+from service.embedded import EmbeddedScorer
+from service.errors import (
+    DeadlinePassed,
+    InternalError,
+    ServiceError,
+    Unavailable,
+    UnknownModel,
+)
+from service.logs import FIELDS, configure_logging
+from service.metrics import Metrics
+from service.scorer import Readiness, Scored, ServedModel, TokenIds
+from service.server import bind, warn_if_open
+from service.settings import ModelSettings, ServiceSettings
+
+logger = logging.getLogger("service.deployment")
+
+APP = "sumzero"
+INGRESS = "ingress"
+
+MANY = 100_000
+"""Requests a replica takes in at once. Ray's default of 5 would keep the queue out of the replica's
+sight; admission is by tokens, in the replica, and answers 429 by itself."""
+
+READINESS_SECONDS = 2.0
+"""A model replica that does not say how it is within this time is not ready."""
+
+OBJECT_STORE_BYTES = 100 << 20
+"""Requests are small and pass inline; Ray would take a third of the machine's memory for this."""
+
+RETRY_SECONDS = 0.2
+"""Pause before another replica is asked after one has died."""
+
+
+class EncodingChanged(Unavailable):
+    """The tokens were made for another version of the model: make them anew and ask again."""
+
+
+def encoding_version(served: ServedModel) -> str:
+    """A digest of everything that turns an input of this model into token ids."""
+    tokenizer = served.encoder.tokenizer
+    contract = served.contract
+    parts = (
+        tokenizer.backend_tokenizer.to_str(),
+        str(tokenizer.chat_template),
+        f"{contract.bos} {contract.append_eos} {contract.max_length}",
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+class ModelReplica:
+    """One model on one device. The only place of a Serve application that holds weights."""
+
+    def __init__(self, settings: ServiceSettings, model: ModelSettings) -> None:
+        configure_logging(settings.log_format, settings.log_level)
+        self._name = model.name
+        self._metrics = Metrics()
+        own = settings.model_copy(update={"model": (model,)})
+        self._scorer = EmbeddedScorer(own, self._metrics)
+        with ThreadPoolExecutor(1) as thread:  # Ray calls constructors on a running event loop
+            thread.submit(asyncio.run, self._scorer.load()).result()
+        self._encoding = encoding_version(self.served())
+
+    def served(self) -> ServedModel:
+        return self._scorer.models()[self._name]
+
+    async def describe(self) -> tuple[ServedModel, str]:
+        """What the ingress needs to tokenize for this model, and the version of that."""
+        return self.served(), self._encoding
+
+    async def score(self, sequences: Sequence[TokenIds], timeout: float, encoding: str) -> Scored:
+        """See :meth:`service.scorer.Scorer.score`."""
+        if encoding != self._encoding:
+            raise EncodingChanged(f"model {self._name} was updated; try again")
+        return await self._scorer.score(self._name, sequences, timeout=timeout)
+
+    async def readiness(self) -> Readiness:
+        return await self._scorer.readiness()
+
+    async def check_health(self) -> None:
+        """Asked by Ray, which replaces the replica when this raises."""
+        readiness = await self._scorer.readiness()
+        if readiness.broken:
+            raise RuntimeError(readiness.reason)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        labels = {"model": self._name}
+        queued = self._metrics.registry.get_sample_value("sumzero_queue_tokens", labels)
+        return {"queued_tokens": queued or 0.0}
+
+
+class RayScorer:
+    """Implements :class:`service.scorer.Scorer` with the replicas behind Ray Serve handles."""
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle[ModelReplica]]) -> None:
+        self._handles = handles
+        self._served: dict[str, ServedModel] = {}
+        self._encodings: dict[str, str] = {}
+
+    def load(self) -> None:
+        """Learn from every model's replica how to tokenize for it. Blocks until they are there."""
+        for name, handle in self._handles.items():
+            self._served[name], self._encodings[name] = handle.describe.remote().result()
+
+    def models(self) -> dict[str, ServedModel]:
+        return self._served
+
+    async def score(self, model: str, sequences: Sequence[TokenIds], *, timeout: float) -> Scored:
+        if model not in self._handles:
+            raise UnknownModel(f"no model named {model!r}", {"models": list(self._handles)})
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                return await self._ask(model, sequences, left)
+            except RayActorError:
+                # Scoring has no side effects, so what a dead replica held is asked again.
+                await asyncio.sleep(min(RETRY_SECONDS, left))
+        raise DeadlinePassed(f"no scores within {timeout:g} s")
+
+    async def readiness(self) -> Readiness:
+        answers = await asyncio.gather(*map(self._readiness_of, self._handles))
+        return Readiness(
+            ready=all(answer.ready for answer in answers),
+            reason="; ".join(answer.reason for answer in answers if answer.reason),
+            models={name: state for answer in answers for name, state in answer.models.items()},
+        )
+
+    async def _ask(self, model: str, sequences: Sequence[TokenIds], left: float) -> Scored:
+        response = self._handles[model].score.remote(sequences, left, self._encodings[model])
+        try:
+            async with asyncio.timeout(left):
+                scored: Scored = await response
+        except TimeoutError:
+            raise DeadlinePassed(f"no scores within {left:g} s") from None
+        except RayTaskError as error:
+            if isinstance(error.cause, EncodingChanged):
+                await self._refresh(model)
+            raise _translate(error.cause) from None
+        except DeploymentUnavailableError as error:
+            raise Unavailable(error.message) from None
+        finally:
+            response.cancel()
+        if scored.model_version != self._served[model].version:
+            await self._refresh(model)
+        return scored
+
+    async def _refresh(self, model: str) -> None:
+        served, encoding = await self._handles[model].describe.remote()
+        self._served[model], self._encodings[model] = served, encoding
+
+    async def _readiness_of(self, model: str) -> Readiness:
+        try:
+            async with asyncio.timeout(READINESS_SECONDS):
+                readiness: Readiness = await self._handles[model].readiness.remote()
+                return readiness
+        except (TimeoutError, RayError, DeploymentUnavailableError):
+            return Readiness(ready=False, reason=f"model {model} has no replica that answers")
+
+
+def _translate(cause: BaseException) -> ServiceError:
+    """What a replica raised, as the app's own error; a fault's text stays in the replica's log."""
+    if isinstance(cause, ServiceError):
+        return cause
+    return InternalError(f"scoring failed: {type(cause).__name__}")
+
+
+@serve.ingress()
+class Ingress:
+    """Speaks HTTP and tokenizes. Holds no weights, so it needs no device."""
+
+    def __init__(
+        self, settings: ServiceSettings, handles: Mapping[str, DeploymentHandle[ModelReplica]]
+    ) -> None:
+        configure_logging(settings.log_format, settings.log_level)
+        self._settings = settings
+        self._scorer = RayScorer(handles)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self._scorer.load).result()
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return create_app(self._scorer, self._settings)
+
+
+def build_application(settings: ServiceSettings, **actor_options: Any) -> Application:
+    """One deployment per model and an ingress before them, as a Serve application.
+
+    Args:
+        actor_options: ``ray_actor_options`` of the model replicas; by default one GPU each where
+            ``settings.device`` is one, else one core.
+    """
+    on_gpu = settings.device.startswith("cuda")
+    actor_options = actor_options or {"num_gpus" if on_gpu else "num_cpus": 1}
+    replica = serve.deployment(ModelReplica).options(
+        max_ongoing_requests=MANY,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+        ray_actor_options=actor_options,
+        logging_config={"enable_access_log": False},
+    )
+    handles = {
+        model.name: replica.options(name=f"model-{model.name}").bind(settings, model)
+        for model in settings.model
+    }
+    ingress = serve.deployment(Ingress).options(
+        name=INGRESS,
+        max_ongoing_requests=MANY,
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+        ray_actor_options={"num_cpus": 0},
+        logging_config={"enable_access_log": False},
+    )
+    return ingress.bind(settings, handles)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The builder that ``serve run`` and ``serve deploy`` call with the ``args`` of the YAML file.
+
+    Keys are those of ``python -m service``; what the file leaves out comes from the environment,
+    and API keys should (the file is shown on Ray's dashboard).
+
+    Raises:
+        UsageError: an unknown key or a value of the wrong type.
+    """
+    try:
+        settings = ServiceSettings(**args)
+    except ValidationError as error:
+        places = (f"args.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UsageError("; ".join(places)) from None
+    return build_application(settings)
+
+
+def serve_on_ray(settings: ServiceSettings) -> None:
+    """Serve until SIGTERM (then return) or Ctrl-C (then raise KeyboardInterrupt); both drain.
+
+    ``RAY_ADDRESS`` names a running cluster; without it a local one is started and ended here.
+
+    Raises:
+        UsageError: the port is taken, or a model directory is not there.
+    """
+    configure_logging(settings.log_format, settings.log_level)
+    for model in settings.model:
+        if not model.path.is_dir():
+            raise UsageError(f"--model {model.path}: no such directory")
+    with bind(settings.host, settings.port) as listener:
+        port = listener.getsockname()[1]
+    warn_if_open(settings)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = "RAY_ADDRESS" not in os.environ
+    ray.init(
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES if local else None,
+        logging_level=logging.WARNING,
+    )
+    try:
+        _serve(settings, port)
+    finally:
+        ray.shutdown()
+
+
+class _Terminated(BaseException):
+    """SIGTERM came: not an error, so that nothing on the way catches it."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _serve(settings: ServiceSettings, port: int) -> None:
+    signal.signal(signal.SIGTERM, _terminate)
+    serve.start(http_options=HTTPOptions(host=settings.host, port=port))
+    try:
+        serve.run(build_application(settings, **_local_actor_options(settings)), name=APP)
+        logger.info("ready", extra={FIELDS: {"host": settings.host, "port": port}})
+        threading.Event().wait()
+    except _Terminated:
+        logger.info("shutting down")
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        serve.shutdown()
+
+
+def _local_actor_options(settings: ServiceSettings) -> dict[str, Any]:
+    """On the CPUs of one machine: the models share the cores, and none waits for a whole one."""
+    if settings.device != "cpu" or "RAY_ADDRESS" in os.environ:
+        return {}
+    threads = os.environ.get("OMP_NUM_THREADS") or max(
+        1, len(os.sched_getaffinity(0)) // len(settings.model)
+    )
+    return {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}}
