@@ -1,0 +1,1 @@
+"""What a reward model is: contract, encoding, packing, one forward pass."""

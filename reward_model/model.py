@@ -1,0 +1,158 @@
+"""The reward model: a plain Hugging Face sequence classifier behind one packed forward."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from reward_model import atomic, head
+from reward_model.backbone import packed_hidden_states, use_packed_attention
+from reward_model.checkpoint import infer_contract, load_classifier, load_tokenizer, new_classifier
+from reward_model.contract import FILE_NAME, Contract
+from reward_model.encode import Encoder
+from reward_model.packing import PackedBatch, pack
+
+
+@dataclass(frozen=True, eq=False)
+class RewardOutput:
+    """``rewards_N``: raw scores, float32. ``hidden_NH``: h, what entered the last linear layer."""
+
+    rewards_N: Tensor
+    hidden_NH: Tensor
+
+
+class RewardModel(nn.Module):
+    """r(x, y) = W_pᵀ h(x, y) for every sequence of a packed batch.
+
+    Training, evaluation and serving all go through :meth:`forward`.
+    """
+
+    def __init__(
+        self,
+        classifier: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        contract: Contract,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.tokenizer = tokenizer
+        self.contract = contract
+        self.encoder = Encoder(
+            tokenizer, contract, classifier.get_input_embeddings().weight.shape[0]
+        )
+        use_packed_attention(classifier)
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        dtype: str | torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        trust_remote_code: bool = False,
+    ) -> "RewardModel":
+        """Load a checkpoint for scoring, ours or any sequence classifier with one label.
+
+        Without ``reward_model.json`` the contract is inferred from tokenizer and configuration.
+
+        Raises:
+            CheckpointError: not a checkpoint, more than one label, weights missing that would be
+                freshly initialised (the head among them), or files changed since they were saved.
+        """
+        path = Path(directory)
+        classifier = load_classifier(path, as_dtype(dtype), trust_remote_code)
+        tokenizer = load_tokenizer(path, trust_remote_code)
+        own = (path / FILE_NAME).exists()
+        contract = Contract.read(path) if own else infer_contract(classifier, tokenizer)
+        model = cls(classifier, tokenizer, contract.verify(path))
+        return model.to(device).eval()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_directory: str | Path,
+        *,
+        seed: int = 0,
+        dtype: str | torch.dtype = torch.float32,
+        chat_template: str | None = None,
+        max_length: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> "RewardModel":
+        """A backbone with a fresh head, for training.
+
+        W_p ~ N(0, 1/(H+1)), seeded; no dropout anywhere; a bias is 0 and frozen; the tokenizer
+        gets a chat template and a pad token other than EOS where it lacks them.
+
+        Args:
+            chat_template: Jinja text to use instead of the tokenizer's own.
+            max_length: tokens per sequence; by default what the backbone can read.
+        """
+        classifier, tokenizer, contract = new_classifier(
+            str(name_or_directory),
+            seed=seed,
+            dtype=as_dtype(dtype),
+            chat_template=chat_template,
+            max_length=max_length,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(classifier, tokenizer, contract)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what precedes it, so that prefixes can be shared."""
+        return self.contract.pooling in ("last", "last_non_pad")
+
+    @property
+    def head(self) -> nn.Linear:
+        """W_p, and a bias where a foreign model has one."""
+        return head.last_linear(self.classifier)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The transformers model underneath the head."""
+        backbone: nn.Module = getattr(self.classifier, self.classifier.base_model_prefix)
+        return backbone
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
+
+    @property
+    def model_version(self) -> str | None:
+        return self.contract.model_version
+
+    def pack(self, sequences: Sequence[Sequence[int]], *, share_prefix: bool = True) -> PackedBatch:
+        """Pack token ids for :meth:`forward`, on the model's device."""
+        return pack(sequences, causal=self.causal, share_prefix=share_prefix).to(self.device)
+
+    def forward(self, packed: PackedBatch) -> RewardOutput:
+        """Rewards [N], float32, and the hidden states [N, H] they were read from."""
+        hidden_TH = packed_hidden_states(self.backbone, packed)
+        pad_id = self.classifier.config.pad_token_id
+        hidden_NH = head.pool(hidden_TH, packed, self.contract.pooling, pad_id)
+        if (function := head.transform(self.classifier)) is not None:
+            hidden_NH = head.apply_transform(function, hidden_NH)
+        return RewardOutput(head.rewards(hidden_NH, self.head), hidden_NH)
+
+    def save(self, directory: str | Path, contract: Contract | None = None) -> Contract:
+        """Write a checkpoint that transformers, vLLM and the service open; atomic.
+
+        Returns:
+            The contract as written, with the new ``model_version``.
+        """
+        with atomic.directory(Path(directory)) as temporary:
+            self.classifier.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            return (contract or self.contract).write(temporary)
+
+
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """``"bfloat16"`` as :data:`torch.bfloat16`."""
+    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)

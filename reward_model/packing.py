@@ -1,0 +1,271 @@
+"""Token sequences packed for one forward pass: no padding, common prefixes computed once.
+
+Sequences are cut into tiles of 64 tokens. Tiles form a trie: two sequences share a tile when all
+their tokens up to its end are equal. The tokens of the distinct tiles, in order of first use, are
+the rows of the packed batch. Attention runs tile by tile, and the shape of a tile's attention is
+set by the tile's depth alone, so neighbours cannot change a bit of any result.
+
+Shape suffixes: N sequences, T packed rows, B tiles of one block, Q query rows and K key rows of a
+tile, L tokens of one sequence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+TILE = 64
+ROW_MULTIPLE = 64
+"""Packed rows are filled up to a multiple of this: matrix-product kernels change with the row count
+when it is small, and element-wise kernels treat the end of a thread's share differently."""
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBlock:
+    """Tiles of equal shape, attended to in one call.
+
+    ``query_rows_BQ`` and ``key_rows_BK`` index the packed rows. Slots beyond the end of a sequence
+    repeat one of its own rows; causal masks hide them, other masks use ``lengths_B``.
+    """
+
+    query_rows_BQ: Tensor
+    key_rows_BK: Tensor
+    query_start: int
+    lengths_B: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """What one forward pass computes.
+
+    ``token_ids_T`` and ``position_ids_T`` are the packed rows. ``output_rows_T`` says where each
+    row stands in the concatenation of all blocks' query slots. ``first_N`` and ``last_N`` are the
+    rows of each sequence's first and last token.
+    """
+
+    token_ids_T: Tensor
+    position_ids_T: Tensor
+    blocks: tuple[AttentionBlock, ...]
+    output_rows_T: Tensor
+    first_N: Tensor
+    last_N: Tensor
+    lengths: tuple[int, ...]
+    computed_tokens: int
+    causal: bool
+    _tiles: "_Tiles"
+    masks: dict[tuple[int, int | None, torch.dtype, int], Tensor] = field(default_factory=dict)
+    """Attention masks of the blocks, made at the first layer that needs them."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """The sequences' true lengths added up; ``computed_tokens`` is what sharing leaves."""
+        return sum(self.lengths)
+
+    @property
+    def device(self) -> torch.device:
+        return self.token_ids_T.device
+
+    def rows(self, n: int) -> Tensor:
+        """Row index of every token of sequence ``n``, [L]."""
+        rows = np.concatenate([self._tiles.rows(tile) for tile in self._tiles.chains[n]])
+        return torch.from_numpy(rows).to(self.device)
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """A copy on ``device``."""
+        if self.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            token_ids_T=self.token_ids_T.to(device),
+            position_ids_T=self.position_ids_T.to(device),
+            blocks=tuple(
+                replace(
+                    block,
+                    query_rows_BQ=block.query_rows_BQ.to(device),
+                    key_rows_BK=block.key_rows_BK.to(device),
+                    lengths_B=block.lengths_B.to(device),
+                )
+                for block in self.blocks
+            ),
+            output_rows_T=self.output_rows_T.to(device),
+            first_N=self.first_N.to(device),
+            last_N=self.last_N.to(device),
+            masks={},
+        )
+
+
+class _Tiles:
+    """The trie under construction: one entry per distinct tile."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.lengths: list[int] = []
+        self.depths: list[int] = []
+        self.parents: list[int] = []
+        self.tokens: list[int] = []
+        self.chains: list[tuple[int, ...]] = []
+
+    def add(self, tokens: Sequence[int], parent: int, depth: int) -> int:
+        self.starts.append(len(self.tokens))
+        self.lengths.append(len(tokens))
+        self.depths.append(depth)
+        self.parents.append(parent)
+        self.tokens.extend(tokens)
+        return len(self.starts) - 1
+
+    def rows(self, tile: int) -> IntArray:
+        start = self.starts[tile]
+        return np.arange(start, start + self.lengths[tile], dtype=np.int64)
+
+    def slots(self) -> IntArray:
+        """Rows of every tile's 64 slots; slots past its end repeat its last row. [tiles, 64]"""
+        starts = np.asarray(self.starts, dtype=np.int64)[:, None]
+        lengths = np.asarray(self.lengths, dtype=np.int64)[:, None]
+        return starts + np.minimum(np.arange(TILE, dtype=np.int64)[None, :], lengths - 1)
+
+
+def pack(
+    sequences: Sequence[Sequence[int]], *, causal: bool, share_prefix: bool = True
+) -> PackedBatch:
+    """Pack token-id sequences.
+
+    Args:
+        sequences: N sequences of at least one token each.
+        causal: whether a token sees only what precedes it (decoders). Without it each sequence is
+            attended to as a whole and only equal sequences are merged.
+        share_prefix: whether equal leading tiles are computed once.
+
+    Raises:
+        ValueError: no sequence, or an empty one.
+    """
+    if not sequences or any(len(sequence) == 0 for sequence in sequences):
+        raise ValueError("pack needs at least one sequence, and no empty one")
+    tiles = _build_tiles(sequences, share="prefix" if causal else "whole", enabled=share_prefix)
+    blocks, slot_of_row = _causal_blocks(tiles) if causal else _whole_blocks(tiles)
+    computed = len(tiles.tokens)
+    filler = -computed % ROW_MULTIPLE
+    positions = np.concatenate(
+        [
+            TILE * depth + np.arange(length)
+            for depth, length in zip(tiles.depths, tiles.lengths, strict=True)
+        ]
+    )
+    first = [tiles.starts[chain[0]] for chain in tiles.chains]
+    last = [tiles.starts[chain[-1]] + tiles.lengths[chain[-1]] - 1 for chain in tiles.chains]
+    return PackedBatch(
+        token_ids_T=torch.tensor(tiles.tokens + [tiles.tokens[0]] * filler),
+        position_ids_T=torch.from_numpy(np.pad(positions.astype(np.int64), (0, filler))),
+        blocks=blocks,
+        output_rows_T=torch.from_numpy(np.pad(slot_of_row, (0, filler))),
+        first_N=torch.tensor(first),
+        last_N=torch.tensor(last),
+        lengths=tuple(len(sequence) for sequence in sequences),
+        computed_tokens=computed,
+        causal=causal,
+        _tiles=tiles,
+    )
+
+
+def count_computed_tokens(sequences: Sequence[Sequence[int]], *, causal: bool) -> int:
+    """The rows :func:`pack` would compute, without building the batch."""
+    seen: set[tuple[int, ...]] = set()
+    total = 0
+    for sequence in sequences:
+        tokens = tuple(sequence)
+        step = TILE if causal else len(tokens)
+        for end in _tile_ends(len(tokens), step):
+            prefix = tokens[:end]
+            if prefix not in seen:
+                seen.add(prefix)
+                total += end - (end - 1) // step * step
+    return total
+
+
+def _tile_ends(length: int, step: int) -> list[int]:
+    return [min(start + step, length) for start in range(0, length, step)]
+
+
+def _build_tiles(sequences: Sequence[Sequence[int]], *, share: str, enabled: bool) -> _Tiles:
+    tiles = _Tiles()
+    children: dict[tuple[int, tuple[int, ...]], int] = {}
+    whole: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for sequence in sequences:
+        tokens = tuple(sequence)
+        if enabled and share == "whole" and tokens in whole:
+            tiles.chains.append(whole[tokens])
+            continue
+        parent, chain = -1, []
+        for depth, start in enumerate(range(0, len(tokens), TILE)):
+            piece = tokens[start : start + TILE]
+            key = (parent, piece)
+            tile = children.get(key) if enabled and share == "prefix" else None
+            if tile is None:
+                tile = children[key] = tiles.add(piece, parent, depth)
+            chain.append(tile)
+            parent = tile
+        whole[tokens] = tuple(chain)
+        tiles.chains.append(tuple(chain))
+    return tiles
+
+
+def _causal_blocks(tiles: _Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
+    """One block per depth: a tile's 64 queries against all keys up to its end."""
+    slots = tiles.slots()
+    depths = np.asarray(tiles.depths)
+    parents = np.asarray(tiles.parents, dtype=np.int64)
+    blocks: list[AttentionBlock] = []
+    order: list[IntArray] = []
+    for depth in range(int(depths.max()) + 1):
+        members = np.flatnonzero(depths == depth)
+        chain = [members]
+        for _ in range(depth):
+            chain.append(parents[chain[-1]])
+        ancestors = np.stack(chain[::-1], axis=1)
+        blocks.append(_block(slots[members], slots[ancestors], depth * TILE, tiles, members))
+        order.append(members)
+    return tuple(blocks), _slot_of_row(tiles, np.concatenate(order))
+
+
+def _whole_blocks(tiles: _Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
+    """One block per number of tiles: whole sequences, queries and keys alike."""
+    by_size: dict[int, list[tuple[int, ...]]] = {}
+    for chain in dict.fromkeys(tiles.chains):
+        by_size.setdefault(len(chain), []).append(chain)
+    slots = tiles.slots()
+    blocks: list[AttentionBlock] = []
+    order: list[IntArray] = []
+    for size in sorted(by_size):
+        members = np.asarray(by_size[size], dtype=np.int64)
+        blocks.append(_block(slots[members], slots[members], 0, tiles, members[:, -1]))
+        order.append(members.reshape(-1))
+    return tuple(blocks), _slot_of_row(tiles, np.concatenate(order))
+
+
+def _block(
+    queries: IntArray, keys: IntArray, start: int, tiles: _Tiles, last_tiles: IntArray
+) -> AttentionBlock:
+    count = len(queries)
+    ends = [TILE * tiles.depths[tile] + tiles.lengths[tile] for tile in last_tiles]
+    return AttentionBlock(
+        query_rows_BQ=torch.from_numpy(np.ascontiguousarray(queries.reshape(count, -1))),
+        key_rows_BK=torch.from_numpy(np.ascontiguousarray(keys.reshape(count, -1))),
+        query_start=start,
+        lengths_B=torch.tensor(ends),
+    )
+
+
+def _slot_of_row(tiles: _Tiles, order: IntArray) -> IntArray:
+    """Inverse of the slots: for every row, its place among the slots of the tiles in ``order``."""
+    slot_of_row = np.empty(len(tiles.tokens), dtype=np.int64)
+    for place, tile in enumerate(order):
+        start, length = tiles.starts[tile], tiles.lengths[tile]
+        slot_of_row[start : start + length] = place * TILE + np.arange(length)
+    return slot_of_row
