@@ -1,0 +1,21 @@
+"""``python -m trainer.reward --config FILE``: preference pairs in, a reward model out."""
+
+import sys
+
+from reward_model.command import run
+from trainer.reward.config import RewardSettings
+
+
+def _command(settings: RewardSettings) -> None:
+    # Imported here so that --help and a wrong key answer at once.
+    from trainer.reward.train import train
+
+    train(settings)
+
+
+def main() -> int:
+    return run(RewardSettings, _command, prog="python -m trainer.reward")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

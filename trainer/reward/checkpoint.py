@@ -1,0 +1,108 @@
+"""Training checkpoints: atomic, and enough to go on to the same weights.
+
+``<run>/checkpoints/step-00000120/`` holds ``model/`` (a complete checkpoint that can be served),
+``optimiser.safetensors`` (AdamW's moments) and ``state.json``. The order of data and the learning
+rate are functions of the step, so nothing else has to be kept.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reward_model import atomic
+from reward_model.contract import Contract
+from reward_model.errors import UsageError
+from reward_model.model import RewardModel
+
+MODEL, OPTIMISER, STATE = "model", "optimiser.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is. ``tokens`` and ``seconds`` were spent on training steps."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def save(
+    run_dir: Path,
+    progress: Progress,
+    model: RewardModel,
+    optimiser: torch.optim.Optimizer,
+    contract: Contract,
+    *,
+    data_fingerprint: str,
+    keep: int,
+) -> None:
+    """Write the checkpoint of ``progress.step``, whole or not at all, and drop old ones."""
+    path = _directory(run_dir, progress.step)
+    with atomic.directory(path) as temporary:
+        model.save(temporary / MODEL, contract)
+        save_file(optimiser_tensors(model, optimiser), temporary / OPTIMISER)
+        state = {"progress": asdict(progress), "data": data_fingerprint}
+        atomic.write_text(temporary / STATE, json.dumps(state) + "\n")
+    for old in _complete(run_dir)[:-keep]:
+        shutil.rmtree(old)
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The checkpoint with the highest step, if there is any."""
+    return next(reversed(_complete(run_dir)), None)
+
+
+def read_progress(checkpoint: Path, data_fingerprint: str) -> Progress:
+    """How far the run was.
+
+    Raises:
+        UsageError: it was trained on other data.
+    """
+    state = json.loads((checkpoint / STATE).read_text())
+    if state["data"] != data_fingerprint:
+        raise UsageError(
+            f"{checkpoint}: data.train has changed since; put it back, choose another output_dir, "
+            "or --restart"
+        )
+    return Progress(**state["progress"])
+
+
+def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as ``<parameter>/<moment>``: tensors."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = torch.as_tensor(value).contiguous().cpu()
+    return tensors
+
+
+def restore_optimiser(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Put the stored state back.
+
+    Raises:
+        UsageError: it belongs to other parameters.
+    """
+    parameters = dict(model.named_parameters())
+    stored = load_file(checkpoint / OPTIMISER)
+    for name, value in stored.items():
+        parameter_name, key = name.rsplit("/", 1)
+        if parameter_name not in parameters:
+            raise UsageError(f"{checkpoint / OPTIMISER}: {parameter_name} is not in the model")
+        parameter = parameters[parameter_name]
+        # AdamW keeps its step counter on the CPU, in float32, whatever the parameter is.
+        on = value if key == "step" else value.to(parameter.device)
+        optimiser.state[parameter][key] = on
+
+
+def _directory(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def _complete(run_dir: Path) -> list[Path]:
+    found = (run_dir / "checkpoints").glob("step-*")
+    return sorted(path for path in found if (path / STATE).is_file())

@@ -1,0 +1,158 @@
+"""The model under training: its optimiser, its devices, and one step."""
+
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from reward_model.errors import SumzeroError
+from reward_model.model import RewardModel, RewardOutput
+from trainer.reward.config import RewardSettings
+from trainer.reward.examples import Example, cut_by_cost, rank_share
+from trainer.reward.objective import MicroBatch, Outcome, accumulate_gradients
+from trainer.reward.ranks import largest_over_ranks, sum_over_ranks
+
+
+@dataclass(slots=True)
+class TokenCount:
+    """True sequence lengths that this rank trained on, and the rows that it computed for them."""
+
+    tokens: int = 0
+    computed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One optimiser step: what the batch gave, and the gradient's norm before clipping."""
+
+    outcome: Outcome
+    grad_norm: float
+
+
+class Learner:
+    """A reward model that takes optimiser steps, on one process or several.
+
+    Args:
+        model: from a backbone or a checkpoint; its head's bias is kept at 0.
+        settings: of the run.
+        use_margin: whether the examples' margins enter the loss.
+    """
+
+    def __init__(self, model: RewardModel, settings: RewardSettings, *, use_margin: bool) -> None:
+        self.settings = settings
+        self.use_margin = use_margin
+        self.count = TokenCount()
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        if model.head.bias is not None:
+            model.head.bias.requires_grad_(False)
+        options = settings.optimiser
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(
+            trained,
+            lr=options.lr,
+            betas=(options.beta1, options.beta2),
+            weight_decay=options.weight_decay,
+        )
+        self.model = model.train().to(self.accelerator.device)
+        self.wrapped = self.accelerator.prepare(self.model)
+        self.optimiser = optimiser
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes the files."""
+        return bool(self.accelerator.is_main_process)
+
+    def step(self, batch: Sequence[Example], lr: float) -> StepResult:
+        """One optimiser step on ``batch``, the pairs of all ranks.
+
+        Raises:
+            SumzeroError: the loss or the gradient is not finite; nothing was changed.
+        """
+        outcome = accumulate_gradients(
+            self._micro_batches(batch),
+            self._forward,
+            self.accelerator.backward,
+            self.settings.loss,
+            self.accelerator.device,
+            self._unsynchronised,
+        )
+        norm = self.accelerator.clip_grad_norm_(
+            self.wrapped.parameters(), self.settings.optimiser.max_grad_norm
+        )
+        if not math.isfinite(outcome.loss) or not math.isfinite(float(norm)):
+            raise SumzeroError(
+                f"loss {outcome.loss:g} and gradient norm {float(norm):g} are not both finite: "
+                "lower optimiser.lr, or train in float32"
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return StepResult(outcome, float(norm))
+
+    @torch.no_grad()
+    def measure(self, sequences: Sequence[Sequence[int]]) -> RewardOutput:
+        """Rewards and hidden states as training computes them, without gradients."""
+        with self._autocast():
+            output: RewardOutput = self.wrapped(self.model.pack(sequences))
+        return output
+
+    def take_count(self) -> TokenCount:
+        """Tokens over all ranks since this was last asked."""
+        local = torch.tensor(
+            [self.count.tokens, self.count.computed], device=self.accelerator.device
+        )
+        self.count = TokenCount()
+        tokens, computed = sum_over_ranks(local).tolist()
+        return TokenCount(tokens, computed)
+
+    def _micro_batches(self, batch: Sequence[Example]) -> list[MicroBatch]:
+        """This rank's share in pieces, padded with idle ones to as many as any rank has."""
+        accelerator, compute = self.accelerator, self.settings.compute
+        share = rank_share(range(len(batch)), accelerator.process_index, accelerator.num_processes)
+        examples = [batch[index] for index in share]
+        # Pieces of scope micro are part of the objective: no token budget may cut them further.
+        fixed = self.settings.loss.scope == "micro"
+        budget = sys.maxsize if fixed else compute.micro_batch_tokens
+        costs = [example.cost for example in examples]
+        pieces = [
+            self._micro_batch([examples[index] for index in run])
+            for run in cut_by_cost(costs, budget, compute.micro_batch_pairs)
+        ]
+        wanted = largest_over_ranks(len(pieces), accelerator.device)
+        idle = MicroBatch([batch[0].chosen.tolist()], idle=True)
+        return pieces + [idle] * (wanted - len(pieces))
+
+    def _micro_batch(self, examples: Sequence[Example]) -> MicroBatch:
+        sequences = [side.tolist() for one in examples for side in (one.chosen, one.rejected)]
+        margins = [example.margin for example in examples] if self.use_margin else None
+        return MicroBatch(sequences, margins)
+
+    def _forward(self, micro: MicroBatch) -> RewardOutput:
+        packed = self.model.pack(micro.sequences)
+        if torch.is_grad_enabled() and not micro.idle:
+            self.count.tokens += packed.num_tokens
+            self.count.computed += packed.computed_tokens
+        with self._autocast():
+            output: RewardOutput = self.wrapped(packed)
+        return output
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        enabled = self.settings.compute.precision == "bfloat16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
+
+    def _unsynchronised(self) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped)
+        return context
+
+
+def head_norm(model: RewardModel) -> float:
+    """‖W_p‖."""
+    weight: Tensor = model.head.weight.detach()
+    return float(weight.float().norm())
