@@ -1,0 +1,106 @@
+"""Opens the generator that the settings ask for, and closes it whatever happens."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from reward_model.errors import UsageError
+from trainer.rloo.config import Generation
+from trainer.rloo.embedded import EmbeddedGenerator
+from trainer.rloo.generation import Generator, Sampling
+from trainer.rloo.vllm_client import VllmConnection, VllmGenerator
+from trainer.rloo.vllm_server import VllmServer
+
+SERVER_LOG = "vllm.log"
+
+
+def chosen_backend(settings: Generation) -> str:
+    """``vllm`` or ``embedded``."""
+    if settings.backend == "auto":
+        return "vllm" if settings.urls or settings.python.is_file() else "embedded"
+    return settings.backend
+
+
+@asynccontextmanager
+async def open_generator(
+    settings: Generation,
+    sampling: Sampling,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    weights: Path,
+    run_dir: Path,
+    device: str,
+) -> AsyncIterator[Generator]:
+    """Yield a generator that is up; ``weights`` are what a server of our own starts with."""
+    if chosen_backend(settings) == "embedded":
+        async with _embedded(settings, sampling, tokenizer, device) as embedded:
+            yield embedded
+    else:
+        async with _vllm(settings, sampling, weights, run_dir) as vllm:
+            yield vllm
+
+
+@asynccontextmanager
+async def _embedded(
+    settings: Generation, sampling: Sampling, tokenizer: PreTrainedTokenizerBase, device: str
+) -> AsyncIterator[EmbeddedGenerator]:
+    generator = EmbeddedGenerator(
+        tokenizer, sampling, max_batch=settings.embedded_batch, device=device
+    )
+    async with asyncio.TaskGroup() as tasks:
+        worker = tasks.create_task(generator.run())
+        try:
+            yield generator
+        finally:
+            worker.cancel()
+            await generator.aclose()
+
+
+@asynccontextmanager
+async def _vllm(
+    settings: Generation, sampling: Sampling, weights: Path, run_dir: Path
+) -> AsyncIterator[VllmGenerator]:
+    async with AsyncExitStack() as stack:
+        servers: list[VllmServer | None] = [None] * len(settings.urls)
+        urls = list(settings.urls)
+        if not urls:
+            arguments = [f"--max-model-len={_length(settings)}", *settings.server_args]
+            server = VllmServer(
+                settings.python,
+                weights,
+                run_dir / SERVER_LOG,
+                dtype=settings.dtype,
+                arguments=arguments,
+            )
+            stack.push_async_callback(server.stop)
+            await server.start()
+            servers, urls = [server], [server.url]
+        connections = [
+            VllmConnection(
+                url.rstrip("/"),
+                sampling,
+                process=server,
+                request_timeout=settings.request_timeout,
+                restart_timeout=settings.start_timeout,
+                max_in_flight=settings.max_in_flight,
+                weights_dir=settings.server_weights_dir,
+            )
+            for url, server in zip(urls, servers, strict=True)
+        ]
+        generator = VllmGenerator(connections)
+        stack.push_async_callback(generator.aclose)
+        await asyncio.gather(*(connection.open() for connection in connections))
+        for connection in connections:
+            if connection.max_model_len < _length(settings):
+                raise UsageError(
+                    f"{connection.url}: reads {connection.max_model_len} tokens, but "
+                    f"max_prompt_tokens + max_new_tokens is {_length(settings)}"
+                )
+        yield generator
+
+
+def _length(settings: Generation) -> int:
+    return settings.max_prompt_tokens + settings.max_new_tokens

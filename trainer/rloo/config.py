@@ -1,0 +1,187 @@
+"""The settings of ``python -m trainer.rloo``. Defaults are the paper's where it gives one."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from reward_model.command import Section, Settings
+
+
+class Source(Section):
+    """One origin of rewards: a service, or a Python function."""
+
+    name: str = Field(default="reward", description="in the metrics")
+    url: str | list[str] | None = Field(
+        default=None, description="base URL of a running `python -m service`, or of several alike"
+    )
+    model: str | None = Field(
+        default=None, description="name of the model there; its default if none"
+    )
+    function: str | None = Field(
+        default=None,
+        description="module:name of f(prompts, completions) -> list of float or None",
+    )
+    weight: float = 1.0
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.url is None) == (self.function is None):
+            raise ValueError("give either url, the base URL of a reward service, or function")
+        return self
+
+
+class Reward(Section):
+    """Where rewards come from, and what is done to them before the baseline.
+
+    One service: ``url`` (and ``model``). Several sources, weighted: ``sources``.
+    """
+
+    url: str | list[str] | None = None
+    model: str | None = None
+    sources: list[Source] = Field(default=[])
+    gold_url: str | None = Field(default=None, description="measured, never trained on")
+    gold_model: str | None = None
+    api_key: str | None = Field(default=None, repr=False)
+    truncation: Literal["error", "left", "right"] = Field(
+        default="left", description="of conversations longer than the reward model reads"
+    )
+    timeout: float = Field(
+        default=180.0,
+        gt=0,
+        description="seconds a request may take, waiting for a restart included",
+    )
+    attempts: int = Field(default=3, ge=1, description="before a group's prompt is skipped")
+    clip: tuple[float, float] | None = Field(default=None, description="raw rewards are cut to it")
+    mean: float = Field(default=0.0, description="subtracted from the raw reward")
+    scale: float = Field(default=1.0, gt=0, description="the raw reward is divided by it")
+    missing_eos_penalty: float = Field(
+        default=1.0, ge=0, description="for responses cut at the end"
+    )
+    length_penalty: float = Field(default=0.0, ge=0, description="per response token")
+
+    @model_validator(mode="after")
+    def _some_source(self) -> Self:
+        if (self.url is None) == (not self.sources):
+            raise ValueError("give either url, the base URL of a reward service, or sources")
+        names = [source.name for source in self.all_sources]
+        if len({*names, "gold"}) != len(names) + 1:
+            raise ValueError("sources need names of their own, other than gold")
+        return self
+
+    @property
+    def all_sources(self) -> list[Source]:
+        return self.sources or [Source(url=self.url, model=self.model)]
+
+
+class Generation(Section):
+    """Who writes the samples, and how."""
+
+    backend: Literal["auto", "vllm", "embedded"] = Field(
+        default="auto",
+        description="auto: vLLM where a URL is given or its environment is installed",
+    )
+    urls: list[str] = Field(default=[], description="running vLLM servers; none: start and own one")
+    python: Path = Field(
+        default=Path(".venv-vllm/bin/python"), description="of the environment that holds vLLM"
+    )
+    server_args: list[str] = Field(default=[], description="more arguments of an owned server")
+    server_weights_dir: str | None = Field(
+        default=None, description="where a given server sees <output_dir>/weights, if elsewhere"
+    )
+    samples_per_prompt: int = Field(default=2, description="k, two at least")
+    temperature: float = Field(default=0.7, gt=0)
+    max_new_tokens: int = Field(default=1024, gt=0)
+    max_prompt_tokens: int = Field(default=512, gt=0)
+    long_prompts: Literal["skip", "cut"] = Field(
+        default="skip", description="cut: on the left of the last user message"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_in_flight: int = Field(default=64, gt=0, description="prompts per server")
+    request_timeout: float = Field(default=600.0, gt=0, description="seconds for one prompt")
+    start_timeout: float = Field(default=300.0, gt=0, description="seconds until a server is up")
+    probe_tolerance: float | None = Field(
+        default=None,
+        gt=0,
+        description="mean |sampler - learner| log-probability allowed at start; "
+        "by default 1e-3 in float32 and 0.05 otherwise",
+    )
+    embedded_batch: int = Field(default=64, gt=0, description="sequences at once, embedded only")
+
+    @model_validator(mode="after")
+    def _group(self) -> Self:
+        if self.samples_per_prompt < 2:
+            raise ValueError(
+                "samples_per_prompt must be 2 or more: each sample's baseline is the others"
+            )
+        return self
+
+
+class Objective(Section):
+    """See ``loss.py``."""
+
+    beta: float = Field(default=0.05, ge=0)
+    kl: Literal["reward", "k2"] = "reward"
+    correction: Literal["sequence", "token", "clip"] = "sequence"
+    ratio_cap: float = Field(default=2.0, gt=0)
+    clip_epsilon: float = Field(default=0.2, gt=0)
+    average: Literal["sample", "token"] = Field(
+        default="sample", description="the loss is divided by samples, or by response tokens"
+    )
+    normalize_advantages: bool = False
+
+
+class Optimizer(Section):
+    """AdamW with linear warm-up and linear decay."""
+
+    learning_rate: float = Field(default=2e-6, gt=0)
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the steps")
+    schedule: Literal["linear", "constant"] = "linear"
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class HeldOut(Section):
+    """Evaluation on fixed prompts that are never trained on."""
+
+    prompts: Path | None = None
+    limit: int | None = Field(default=None, gt=0, description="the first so many prompts")
+    samples_per_prompt: int = Field(default=4, gt=0)
+    every: int = Field(default=0, ge=0, description="steps; 0: before and after the run only")
+
+
+class RlooSettings(Settings):
+    """Prompts and a reward URL in, a policy out."""
+
+    policy: str = Field(description="checkpoint directory or hub name of a chat model")
+    prompts: Path = Field(description='JSON lines of {"prompt": text or messages}')
+    output_dir: Path = Field(description="run directory; the trained policy ends up in its policy/")
+    reward: Reward
+    generation: Generation = Generation()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    heldout: HeldOut = HeldOut()
+    batch_size: int = Field(default=128, gt=0, description="samples per optimiser step")
+    epochs: int = Field(default=5, gt=0)
+    max_steps: int | None = Field(default=None, gt=0)
+    staleness: int = Field(default=1, ge=0, description="policy versions; 0: synchronous")
+    checkpoint_steps: int = Field(default=50, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
+    restart: bool = Field(default=False, description="throw away what output_dir holds")
+    max_batch_tokens: int = Field(default=16384, gt=0, description="of one forward of the learner")
+    device: str = "cpu"
+    seed: int = 0
+    tensorboard: bool = True
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.batch_size % self.generation.samples_per_prompt:
+            raise ValueError("batch_size must be a multiple of generation.samples_per_prompt")
+        return self
+
+    @property
+    def prompts_per_step(self) -> int:
+        return self.batch_size // self.generation.samples_per_prompt

@@ -1,0 +1,225 @@
+"""A generator inside this process, for machines without vLLM: the policy's own transformers model.
+
+Prompts that wait are sampled together. Each sample draws from random numbers of its own, so what it
+is does not depend on who shares its batch (up to rounding).
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from trainer.rloo.generation import Gate, Sampling
+from trainer.rloo.samples import Sample
+from trainer.rloo.weight_sync import check_ready
+
+COMPACT_STEPS = 16
+"""How often rows that have ended leave the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    prompt_ids: tuple[int, ...]
+    count: int
+    seed: int
+    answer: "asyncio.Future[tuple[Sample, ...]]"
+
+
+class EmbeddedGenerator:
+    """Batches requests and samples them in a thread. Use as an asynchronous context manager.
+
+    Args:
+        max_batch: sequences at once; a single request may be larger.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        *,
+        max_batch: int = 64,
+        device: str = "cpu",
+    ) -> None:
+        self.version = -1
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._max_batch = max_batch
+        self._device = device
+        self._model: PreTrainedModel | None = None
+        self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
+        self._gate = Gate()
+
+    async def run(self) -> None:
+        """Serve requests until cancelled; the owner of this task sees its exceptions."""
+        while True:
+            batch = [await self._waiting.get()]
+            await asyncio.sleep(0)  # whoever asked in the same breath joins the batch
+            size = batch[0].count
+            while not self._waiting.empty() and size < self._max_batch:
+                batch.append(self._waiting.get_nowait())
+                size += batch[-1].count
+            await self._answer(batch)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], count: int, *, seed: int
+    ) -> tuple[Sample, ...]:
+        async with self._gate.entered():
+            answer: asyncio.Future[tuple[Sample, ...]] = asyncio.get_running_loop().create_future()
+            self._waiting.put_nowait(_Request(tuple(prompt_ids), count, seed, answer))
+            return await answer
+
+    async def publish(self, path: Path, version: int) -> None:
+        check_ready(path, version)
+        async with self._gate.closed():
+            await asyncio.to_thread(self._load, path)
+            self.version = version
+
+    async def aclose(self) -> None:
+        self._model = None
+
+    async def _answer(self, batch: list[_Request]) -> None:
+        try:
+            answers = await asyncio.to_thread(self._sample, batch)
+        except BaseException as error:
+            for request in batch:
+                if not request.answer.done():
+                    request.answer.cancel()
+            raise error
+        for request, samples in zip(batch, answers, strict=True):
+            if not request.answer.done():
+                request.answer.set_result(samples)
+
+    def _load(self, path: Path) -> None:
+        if self._model is None:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            self._model = model.to(self._device).eval()
+        else:
+            weights: dict[str, Tensor] = {}
+            for file in sorted(path.glob("*.safetensors")):
+                weights |= load_file(file)
+            self._model.load_state_dict(weights)
+
+    def _sample(self, batch: Sequence[_Request]) -> list[tuple[Sample, ...]]:
+        assert self._model is not None
+        rows = sample_rows(
+            self._model,
+            [(request.prompt_ids, request.count, request.seed) for request in batch],
+            self._sampling,
+        )
+        places = iter(rows)
+        return [
+            tuple(self._finish(*next(places)) for _ in range(request.count)) for request in batch
+        ]
+
+    def _finish(self, tokens: list[int], logprobs: list[float], ended: bool) -> Sample:
+        text = self._tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+        return Sample(tuple(tokens), tuple(logprobs), ended, self.version, text)
+
+
+@torch.inference_mode()
+def sample_rows(
+    model: PreTrainedModel,
+    requests: Sequence[tuple[Sequence[int], int, int]],
+    sampling: Sampling,
+) -> list[tuple[list[int], list[float], bool]]:
+    """Sample ``count`` responses to each prompt; ``requests`` are (prompt ids, count, seed).
+
+    Returns:
+        For every response, in order: its token ids, their log-probabilities under
+        softmax(logits / T), and whether it ended with a stop token.
+    """
+    counts = [count for _, count, _ in requests]
+    total = sum(counts)
+    repeats = torch.tensor(counts, device=model.device)
+    logits_BV, cache, mask_BL = _prefill(model, [ids for ids, _, _ in requests])
+    logits_BV = logits_BV.repeat_interleave(repeats, 0)
+    mask_BL = mask_BL.repeat_interleave(repeats, 0)
+    cache.batch_select_indices(
+        torch.arange(len(counts), device=model.device).repeat_interleave(repeats)
+    )
+    uniform_BS = _uniform(requests, sampling.max_new_tokens).to(model.device)
+    tokens: list[list[int]] = [[] for _ in range(total)]
+    logprobs: list[list[float]] = [[] for _ in range(total)]
+    ended = [False] * total
+    alive = list(range(total))
+    for step in range(sampling.max_new_tokens):
+        chosen_B, logprob_B = _draw(logits_BV, uniform_BS[:, step], sampling.temperature)
+        for place, (token, logprob) in enumerate(
+            zip(chosen_B.tolist(), logprob_B.tolist(), strict=True)
+        ):
+            row = alive[place]
+            if not ended[row]:
+                tokens[row].append(token)
+                logprobs[row].append(logprob)
+                ended[row] = token in sampling.stop_token_ids
+        if all(ended) or step + 1 == sampling.max_new_tokens:
+            break
+        if step % COMPACT_STEPS == COMPACT_STEPS - 1:
+            kept = [place for place, row in enumerate(alive) if not ended[row]]
+            if len(kept) < len(alive):
+                alive = [alive[place] for place in kept]
+                index = torch.tensor(kept, device=model.device)
+                cache.batch_select_indices(index)
+                chosen_B, mask_BL, uniform_BS = chosen_B[index], mask_BL[index], uniform_BS[index]
+        mask_BL = torch.nn.functional.pad(mask_BL, (0, 1), value=1)
+        output = model(
+            input_ids=chosen_B[:, None],
+            attention_mask=mask_BL,
+            position_ids=mask_BL.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits_BV = output.logits[:, -1]
+    return list(zip(tokens, logprobs, ended, strict=True))
+
+
+def _prefill(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]]
+) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Next-token logits, cache and mask of the prompts, padded on the left."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids_BL = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask_BL = torch.zeros_like(ids_BL)
+    for row, prompt in enumerate(prompts):
+        ids_BL[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask_BL[row, longest - len(prompt) :] = 1
+    mask_BL = mask_BL.to(model.device)
+    cache = DynamicCache(config=model.config)
+    output = model(
+        input_ids=ids_BL.to(model.device),
+        attention_mask=mask_BL,
+        position_ids=(mask_BL.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1], cache, mask_BL
+
+
+def _uniform(requests: Sequence[tuple[Sequence[int], int, int]], steps: int) -> Tensor:
+    """Random numbers in [0, 1) for every sample and step, set by the request's seed."""
+    rows = []
+    for _, count, seed in requests:
+        generator = torch.Generator().manual_seed(seed)
+        rows.append(torch.rand(count, steps, generator=generator, dtype=torch.float64))
+    return torch.cat(rows)
+
+
+def _draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Sample by inverting the cumulative distribution; return tokens and log-probabilities."""
+    log_softmax_BV = torch.log_softmax(logits_BV.float() / temperature, -1)
+    cumulative_BV = log_softmax_BV.double().exp().cumsum(-1)
+    threshold_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
+    chosen_B1 = torch.searchsorted(cumulative_BV, threshold_B1, right=True)
+    chosen_B1 = chosen_B1.clamp(max=logits_BV.shape[1] - 1)
+    return chosen_B1[:, 0], log_softmax_BV.gather(1, chosen_B1)[:, 0]

@@ -1,0 +1,50 @@
+"""Whether a generator reports the log-probabilities that the learner computes."""
+
+import asyncio
+from collections.abc import Sequence
+
+import torch
+
+from reward_model.errors import SumzeroError
+from trainer.rloo.generation import Generator
+from trainer.rloo.policy import Policy
+
+SAMPLES = 2
+
+
+async def logprob_difference(
+    generator: Generator, policy: Policy, prompt_ids: Sequence[int]
+) -> float:
+    """Mean |log pi_sampler - log pi_learner| per token of a few samples, in nats."""
+    samples = await generator.generate(prompt_ids, SAMPLES, seed=0)
+    responses = [sample.token_ids for sample in samples]
+    with torch.no_grad():
+        tokens = await asyncio.to_thread(policy, [prompt_ids] * SAMPLES, responses)
+    sampler_R = torch.tensor([value for sample in samples for value in sample.logprobs])
+    return float((tokens.logprobs_R.cpu() - sampler_R).abs().mean())
+
+
+async def check_logprobs(
+    generator: Generator, policy: Policy, prompt_ids: Sequence[int], tolerance: float
+) -> float:
+    """The difference. Raises SumzeroError above ``tolerance``: importance weights would be wrong.
+
+    A long prompt shows more: some faults begin beyond 256 tokens.
+    """
+    difference = await logprob_difference(generator, policy, prompt_ids)
+    if not difference <= tolerance:
+        raise SumzeroError(
+            f"the generator's log-probabilities are {difference:.2g} nats off the policy's on "
+            f"average (allowed: {tolerance:g}); start vLLM with --logprobs-mode processed_logprobs "
+            "--generation-config vllm, without top-p, top-k or penalties, in the policy's precision"
+        )
+    return difference
+
+
+def long_prompt(prompts: Sequence[Sequence[int]], tokens: int) -> tuple[int, ...]:
+    """Prompts one after the other up to ``tokens`` tokens."""
+    joined: list[int] = []
+    while len(joined) < tokens:
+        for prompt in prompts:
+            joined += prompt
+    return tuple(joined[:tokens])

@@ -1,0 +1,212 @@
+"""The run: generation, scoring and learning side by side, one optimiser step after another."""
+
+import asyncio
+import time
+from pathlib import Path
+
+from reward_model import atomic
+from trainer.rloo.backends import open_generator
+from trainer.rloo.checkpoint import save_checkpoint
+from trainer.rloo.config import RlooSettings
+from trainer.rloo.evaluation import HeldOutEvaluation, describe, write_heldout
+from trainer.rloo.failures import first_cause
+from trainer.rloo.generation import Generator
+from trainer.rloo.insight import BusyClock, describe_groups
+from trainer.rloo.interruption import Interruption
+from trainer.rloo.probe import check_logprobs, long_prompt
+from trainer.rloo.progress import StepProgress
+from trainer.rloo.report import write_report
+from trainer.rloo.reward import Rewards
+from trainer.rloo.rollout import Rollouts
+from trainer.rloo.run_directory import POLICY
+from trainer.rloo.session import Session, open_session
+from trainer.rloo.weight_sync import write_policy
+
+FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
+
+
+def train(settings: RlooSettings) -> Path:
+    """Train as ``settings`` say; return the directory that holds the policy.
+
+    Raises:
+        KeyboardInterrupt: a signal ended the run early, after a checkpoint.
+    """
+    session = open_session(settings)
+    try:
+        finished = asyncio.run(_interruptible(session))
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from group
+    finally:
+        session.close()
+    if not finished:
+        raise KeyboardInterrupt
+    with atomic.directory(settings.output_dir / POLICY) as temporary:
+        write_policy(session.learner.policy.model, session.tokenizer, temporary)
+    write_report(settings.output_dir)
+    return settings.output_dir / POLICY
+
+
+async def _interruptible(session: Session) -> bool:
+    with Interruption() as interruption:
+        try:
+            return await _run(session, interruption)
+        except asyncio.CancelledError:
+            if interruption.wanted.is_set():
+                return False
+            raise
+
+
+async def _run(session: Session, interruption: Interruption) -> bool:
+    """The whole run; whether it came to its end."""
+    settings = session.settings
+    weights = session.write_weights()
+    async with (
+        Rewards.open(settings.reward) as rewards,
+        open_generator(
+            settings.generation,
+            session.sampling,
+            session.tokenizer,
+            weights=weights,
+            run_dir=session.run_dir,
+            device=settings.device,
+        ) as generator,
+    ):
+        await generator.publish(weights, session.step)
+        await _probe(session, generator)
+        if session.step == 0:
+            await _evaluate(session, generator, rewards)
+        rollouts = _rollouts(session, generator, rewards)
+        interruption.finishing = True
+        async with asyncio.TaskGroup() as tasks:
+            worker = tasks.create_task(rollouts.run())
+            await _learn(session, rollouts, generator, rewards, interruption)
+            worker.cancel()
+        interruption.finishing = False
+        save_checkpoint(
+            session.run_dir,
+            session.learner,
+            session.tokenizer,
+            session.step,
+            settings.keep_checkpoints,
+        )
+        if interruption.wanted.is_set():
+            return False
+        await _evaluate(session, generator, rewards)
+        return True
+
+
+async def _learn(
+    session: Session,
+    rollouts: Rollouts,
+    generator: Generator,
+    rewards: Rewards,
+    interruption: Interruption,
+) -> None:
+    """Optimiser steps until there is nothing left to train on, or the run is to end."""
+    learning = BusyClock()
+    with StepProgress(session.total_steps, session.step) as progress:
+        while session.step < session.total_steps:
+            started = time.monotonic()
+            groups = await interruption.or_result(rollouts.take(session.step))
+            if groups is None:
+                return
+            values = describe_groups(groups, session.step)
+            with learning.busy():
+                values |= await asyncio.to_thread(session.learner.step, groups, session.step)
+            session.step += 1
+            session.ledger.train(session.step, [group.position for group in groups])
+            publishing = time.monotonic()
+            if session.step < session.total_steps and not interruption.wanted.is_set():
+                await _publish(session, generator, rollouts)
+            values["seconds/publish"] = time.monotonic() - publishing
+            values |= _flow(rollouts, learning, values["response_tokens"], started)
+            session.metrics.log(session.step, values)
+            progress.show(session.step, values)
+            await _now_and_then(session, generator, rewards)
+
+
+async def _publish(session: Session, generator: Generator, rollouts: Rollouts) -> None:
+    path = await asyncio.to_thread(session.write_weights)
+    await generator.publish(path, session.step)
+    await rollouts.publish(session.step)
+
+
+async def _now_and_then(session: Session, generator: Generator, rewards: Rewards) -> None:
+    """Checkpoint and evaluate where this step is due; the last step is left to the end."""
+    settings, step = session.settings, session.step
+    if step == session.total_steps:
+        return
+    if step % settings.checkpoint_steps == 0:
+        await asyncio.to_thread(
+            save_checkpoint,
+            session.run_dir,
+            session.learner,
+            session.tokenizer,
+            step,
+            settings.keep_checkpoints,
+        )
+    if settings.heldout.every and step % settings.heldout.every == 0:
+        await _evaluate(session, generator, rewards)
+
+
+async def _evaluate(session: Session, generator: Generator, rewards: Rewards) -> None:
+    """Measure the current policy on the held-out prompts, if there are any."""
+    if session.heldout is None:
+        return
+    if generator.version != session.step:
+        await generator.publish(await asyncio.to_thread(session.write_weights), session.step)
+    evaluation = HeldOutEvaluation(
+        session.heldout.prompts,
+        session.settings.heldout.samples_per_prompt,
+        session.settings.seed,
+    )
+    groups = await evaluation.run(generator, rewards)
+    session.metrics.log(session.step, await asyncio.to_thread(describe, groups, session.learner))
+    write_heldout(session.run_dir / f"heldout-{session.step}.jsonl", groups)
+
+
+async def _probe(session: Session, generator: Generator) -> None:
+    """Refuse a generator whose log-probabilities are not the learner's."""
+    generation = session.settings.generation
+    tolerance = generation.probe_tolerance
+    if tolerance is None:
+        tolerance = FLOAT32_TOLERANCE if generation.dtype == "float32" else HALF_TOLERANCE
+    prompt = long_prompt(
+        [prompt.token_ids for prompt in session.prompts.prompts], generation.max_prompt_tokens
+    )
+    difference = await check_logprobs(generator, session.learner.policy, prompt, tolerance)
+    session.metrics.log(session.step, {"probe/sampler_difference": difference})
+
+
+def _rollouts(session: Session, generator: Generator, rewards: Rewards) -> Rollouts:
+    settings = session.settings
+    return Rollouts(
+        generator,
+        rewards,
+        session.pending(),
+        session.prompt_of,
+        lambda position, reason: session.ledger.skip(session.step, position, reason),
+        samples_per_prompt=settings.generation.samples_per_prompt,
+        per_step=settings.prompts_per_step,
+        staleness=settings.staleness,
+        batches=session.step,
+        total_batches=session.total_steps,
+        attempts=settings.reward.attempts,
+        seed=settings.seed,
+    )
+
+
+def _flow(
+    rollouts: Rollouts, learning: BusyClock, tokens: float, started: float
+) -> dict[str, float]:
+    """How the stages kept up, for the step that began at ``started``."""
+    seconds = time.monotonic() - started
+    return {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "idle/generate": rollouts.generating.idle_share(),
+        "idle/score": rollouts.scoring.idle_share(),
+        "idle/learn": learning.idle_share(),
+        "dropped_stale": float(rollouts.dropped_stale),
+        "retried": float(rollouts.retried),
+    }
