@@ -50,7 +50,6 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
-        nested_model_default_partial_update=True,
     )
 
     @classmethod

@@ -1,0 +1,60 @@
+# Everything a newcomer types, and everything CI runs. `make help` lists it.
+#   PYTHON           interpreter for the virtual environment (3.11 or newer)
+#   TORCH_INDEX_URL  where torch comes from; CUDA: https://download.pytorch.org/whl/cu130
+#   DEMO             arguments of the demo, e.g. DEMO="--scale ci"
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+DEMO ?=
+TESTS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+VLLM_INSTALLED := .venv-vllm/.installed
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: help install install-vllm demo test test-all lint format bench openapi clean
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+install: $(INSTALLED) ## the project and its tools, in .venv
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing torch $(TORCH) and the project into $(VENV): a few minutes the first time"
+	if [ -n "$(TORCH_INDEX_URL)" ]; then $(PIP) install "torch==$(TORCH)" --index-url $(TORCH_INDEX_URL); \
+	else $(PIP) install "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install "torch==$(TORCH)" --index-url $(CPU_INDEX) || $(PIP) install "torch==$(TORCH)"; fi
+	$(PIP) install -c constraints.txt -e '.[service,train,dev]'
+	@touch $@
+
+install-vllm: $(VLLM_INSTALLED) ## vLLM for the CPU, in an environment of its own
+$(VLLM_INSTALLED): constraints-vllm.txt docker/install-vllm.sh
+	PYTHON=$(PYTHON) TORCH_INDEX_URL=$(TORCH_INDEX_URL) bash docker/install-vllm.sh .venv-vllm
+	@touch $@
+
+demo: install ## preference pairs to policy, end to end, with a report
+	$(BIN)/python -m trainer.demo $(DEMO)
+
+test: install ## the quick tests
+	$(BIN)/python -m pytest -m "not integration and not gpu" $(TESTS)
+
+test-all: install install-vllm ## every test, whole processes and real vLLM too
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## let ruff format the tree
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## the benchmarks, one JSON object each
+	$(BIN)/python -m benchmarks.scoring
+
+openapi: install ## write openapi.yaml from the app
+	$(BIN)/python -m service.openapi
+
+clean: ## remove what runs and demos left
+	rm -rf runs build *.egg-info

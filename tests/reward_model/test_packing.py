@@ -1,0 +1,79 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reward_model.packing import ROW_MULTIPLE, TILE, count_computed_tokens, pack
+
+TOKENS = st.integers(min_value=0, max_value=3)
+SEQUENCES = st.lists(st.lists(TOKENS, min_size=1, max_size=3 * TILE), min_size=1, max_size=6)
+
+
+@given(SEQUENCES, st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_rows_give_every_sequence_back(
+    sequences: list[list[int]], causal: bool, share: bool
+) -> None:
+    packed = pack(sequences, causal=causal, share_prefix=share)
+    for n, sequence in enumerate(sequences):
+        rows = packed.rows(n)
+        assert packed.token_ids_T[rows].tolist() == sequence
+        assert packed.position_ids_T[rows].tolist() == list(range(len(sequence)))
+        assert packed.first_N[n] == rows[0]
+        assert packed.last_N[n] == rows[-1]
+
+
+@given(SEQUENCES, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_every_query_slot_sees_its_own_sequence(sequences: list[list[int]], causal: bool) -> None:
+    packed = pack(sequences, causal=causal)
+    slots = torch.cat([block.query_rows_BQ.reshape(-1) for block in packed.blocks])
+    rows = torch.arange(packed.computed_tokens)
+    assert torch.equal(slots[packed.output_rows_T[rows]], rows)
+    keys = {}
+    for block in packed.blocks:
+        for tile, query_rows in enumerate(block.query_rows_BQ):
+            for row in query_rows.tolist():
+                keys[row] = block.key_rows_BK[tile]
+    for n, sequence in enumerate(sequences):
+        rows = packed.rows(n)
+        for place, row in enumerate(rows.tolist()):
+            seen = place + 1 if causal else len(sequence)
+            assert torch.equal(keys[row][:seen], rows[:seen])
+
+
+@given(SEQUENCES, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_count_agrees_with_the_batch(sequences: list[list[int]], causal: bool) -> None:
+    packed = pack(sequences, causal=causal)
+    assert count_computed_tokens(sequences, causal=causal) == packed.computed_tokens
+    assert packed.num_tokens == sum(map(len, sequences))
+
+
+def test_a_prompt_is_computed_once_up_to_the_last_whole_tile() -> None:
+    prompt = list(range(2 * TILE + 10))
+    packed = pack([prompt + [900 + k] * 20 for k in range(4)], causal=True)
+    assert packed.num_tokens == 4 * (2 * TILE + 30)
+    assert packed.computed_tokens == 2 * TILE + 4 * 30
+
+
+def test_encoders_share_equal_sequences_only() -> None:
+    packed = pack([[1] * 100, [1] * 100, [1] * 99 + [2]], causal=False)
+    assert packed.computed_tokens == 200
+    assert packed.first_N[0] == packed.first_N[1]
+
+
+def test_without_sharing_equal_sequences_are_computed_twice() -> None:
+    assert pack([[1] * 10] * 2, causal=True, share_prefix=False).computed_tokens == 20
+
+
+def test_rows_are_filled_up_to_the_multiple() -> None:
+    packed = pack([[5, 6, 7]], causal=True)
+    assert len(packed.token_ids_T) == ROW_MULTIPLE
+    assert packed.computed_tokens == 3
+
+
+@pytest.mark.parametrize("sequences", [[], [[1], []]])
+def test_nothing_to_pack_is_an_error(sequences: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        pack(sequences, causal=True)
