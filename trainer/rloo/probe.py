@@ -8,6 +8,7 @@ import torch
 from reward_model.errors import SumzeroError
 from trainer.rloo.generation import Generator
 from trainer.rloo.policy import Policy
+from trainer.rloo.samples import Sample
 
 SAMPLES = 2
 
@@ -17,9 +18,12 @@ async def logprob_difference(
 ) -> float:
     """Mean |log pi_sampler - log pi_learner| per token of a few samples, in nats."""
     samples = await generator.generate(prompt_ids, SAMPLES, seed=0)
-    responses = [sample.token_ids for sample in samples]
-    with torch.no_grad():
-        tokens = await asyncio.to_thread(policy, [prompt_ids] * SAMPLES, responses)
+    return await asyncio.to_thread(_difference, policy, prompt_ids, samples)
+
+
+@torch.no_grad()
+def _difference(policy: Policy, prompt_ids: Sequence[int], samples: Sequence[Sample]) -> float:
+    tokens = policy([prompt_ids] * len(samples), [sample.token_ids for sample in samples])
     sampler_R = torch.tensor([value for sample in samples for value in sample.logprobs])
     return float((tokens.logprobs_R.cpu() - sampler_R).abs().mean())
 

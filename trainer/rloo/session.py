@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from reward_model.errors import UsageError
 from trainer.metrics import MetricsWriter
@@ -62,6 +63,7 @@ class Session:
 
 def open_session(settings: RlooSettings) -> Session:
     """Read everything that ``settings`` name; go on from the last checkpoint, if there is one."""
+    transformers_logging.disable_progress_bar()  # a bar for every version written says nothing
     reference, tokenizer = _load(settings, settings.policy)
     generation = settings.generation
     encoder = PromptEncoder(tokenizer, generation.max_prompt_tokens, generation.long_prompts)

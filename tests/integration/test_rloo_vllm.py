@@ -1,0 +1,178 @@
+"""A real vLLM server: weights published to it are the weights it samples with."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from reward_model.errors import SumzeroError
+from tests.checkpoints import tiny_checkpoint
+from trainer.rloo.generation import Sampling
+from trainer.rloo.policy import Policy, load_policy
+from trainer.rloo.probe import check_logprobs, logprob_difference
+from trainer.rloo.vllm_client import VllmConnection, VllmGenerator
+from trainer.rloo.vllm_server import VllmServer
+from trainer.rloo.weight_sync import WeightStore
+
+PYTHON = Path(".venv-vllm/bin/python")
+TEMPERATURE = 0.7
+SAMPLING = Sampling(TEMPERATURE, 32, (2,))
+LONG_PROMPT = tuple(3 + n % 300 for n in range(300))
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.vllm,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not PYTHON.is_file(), reason="no .venv-vllm (make install-vllm)"),
+]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy with tied embeddings, the kind that vLLM's CPU build reloads wrongly."""
+    path = tmp_path_factory.mktemp("rloo-vllm")
+    tiny_checkpoint(path / "policy", "qwen2", "causal", tie_word_embeddings=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(directory: Path) -> Iterator[VllmServer]:
+    model, tokenizer = load_policy(str(directory / "policy"))
+    start = WeightStore(directory / "weights").write(model, tokenizer, 0)
+    server = VllmServer(
+        PYTHON, start, directory / "vllm.log", dtype="float32", arguments=["--max-model-len=1024"]
+    )
+    asyncio.run(server.start())
+    try:
+        yield server
+    finally:
+        asyncio.run(server.stop())
+        assert not server.alive
+
+
+@asynccontextmanager
+async def connected(server: VllmServer) -> AsyncIterator[VllmGenerator]:
+    connection = VllmConnection(
+        server.url,
+        SAMPLING,
+        process=server,
+        request_timeout=120,
+        restart_timeout=240,
+        max_in_flight=16,
+        weights_dir=None,
+    )
+    generator = VllmGenerator([connection])
+    try:
+        await connection.open()
+        yield generator
+    finally:
+        await generator.aclose()
+
+
+def disturbed(directory: Path, seed: int) -> tuple[Policy, object]:
+    """The policy with every weight moved, and its tokenizer."""
+    model, tokenizer = load_policy(str(directory / "policy"))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return Policy(model, TEMPERATURE), tokenizer
+
+
+def test_after_each_publish_the_sampler_is_the_learner(server: VllmServer, directory: Path) -> None:
+    store = WeightStore(directory / "weights")
+
+    async def differences() -> list[tuple[float, float]]:
+        found = []
+        async with connected(server) as generator:
+            previous = None
+            for version in (1, 2, 3):
+                policy, tokenizer = disturbed(directory, version)
+                path = store.write(policy.model, tokenizer, version)
+                await generator.publish(path, version)
+                now = await logprob_difference(generator, policy, LONG_PROMPT)
+                old = 0.0
+                if previous is not None:
+                    old = await logprob_difference(generator, previous, LONG_PROMPT)
+                found.append((now, old))
+                previous = policy
+        return found
+
+    found = asyncio.run(differences())
+    assert all(now <= 1e-3 for now, _ in found), found
+    assert all(old > 0.1 for _, old in found[1:]), "the versions must differ for this to show"
+
+
+def test_samples_carry_version_tokens_and_end(server: VllmServer, directory: Path) -> None:
+    policy, tokenizer = disturbed(directory, 4)
+    path = WeightStore(directory / "weights").write(policy.model, tokenizer, 4)
+
+    async def sample() -> list[tuple]:
+        async with connected(server) as generator:
+            await generator.publish(path, 4)
+            prompts = [LONG_PROMPT[:n] for n in (5, 80, 300)]
+            return [
+                await asyncio.gather(
+                    *(generator.generate(p, 3, seed=n) for n, p in enumerate(prompts))
+                )
+                for _ in range(2)
+            ]
+
+    first, second = asyncio.run(sample())
+    for group in first:
+        assert len(group) == 3
+        for one in group:
+            assert one.version == 4
+            assert len(one.token_ids) == len(one.logprobs) <= SAMPLING.max_new_tokens
+            assert one.ended == (one.token_ids[-1] == 2)
+            text = tokenizer.decode(one.token_ids[:-1] if one.ended else one.token_ids)
+            assert one.text == text
+    tokens = [[one.token_ids for one in group] for group in first]
+    assert tokens == [[one.token_ids for one in group] for group in second], "same seeds"
+    assert len(set(tokens[0])) > 1
+
+
+def test_a_killed_server_comes_back_with_the_current_weights(
+    server: VllmServer, directory: Path
+) -> None:
+    policy, tokenizer = disturbed(directory, 5)
+    path = WeightStore(directory / "weights").write(policy.model, tokenizer, 5)
+
+    async def kill_and_compare() -> float:
+        async with connected(server) as generator:
+            await generator.publish(path, 5)
+            work = [
+                asyncio.create_task(generator.generate(LONG_PROMPT, 8, seed=n)) for n in range(8)
+            ]
+            await asyncio.sleep(0.05)
+            assert server._process is not None
+            os.kill(server._process.pid, signal.SIGKILL)
+            for samples in await asyncio.gather(*work):
+                assert {sample.version for sample in samples} == {5}
+            return await logprob_difference(generator, policy, LONG_PROMPT)
+
+    assert asyncio.run(kill_and_compare()) <= 1e-3
+
+
+def test_a_server_with_raw_logprobs_is_refused(directory: Path) -> None:
+    policy, tokenizer = disturbed(directory, 6)
+    path = WeightStore(directory / "weights").write(policy.model, tokenizer, 6)
+    raw = ["--max-model-len=1024", "--logprobs-mode=raw_logprobs"]
+    server = VllmServer(PYTHON, path, directory / "raw.log", dtype="float32", arguments=raw)
+
+    async def check() -> None:
+        await server.start()
+        try:
+            async with connected(server) as generator:
+                await generator.publish(path, 6)
+                await check_logprobs(generator, policy, LONG_PROMPT, 1e-3)
+        finally:
+            await server.stop()
+
+    with pytest.raises(SumzeroError, match="processed_logprobs"):
+        asyncio.run(check())
