@@ -1,7 +1,7 @@
 """A client for ``POST /score`` that outlives restarts of the server and does not stampede.
 
 Retried until a deadline, with full jitter: connection errors, 429 (honouring ``Retry-After``), 502,
-503 and 504. Never retried: any other 4xx. Several URLs are used in turn and stand in for each other.
+503 and 504. Never retried: any other 4xx. Several URLs share the load and stand in for each other.
 A failed item is ``None`` with a reason, never a number. Importing this module pulls in no web
 framework and no torch.
 """
@@ -66,6 +66,22 @@ class _Replica:
     url: str
     in_flight: int = 0
     rests_until: float = 0.0
+    failures: int = 0
+    """In a row."""
+
+    def succeeded(self) -> None:
+        self.rests_until, self.failures = 0.0, 0
+
+    def failed(self, retry_after: float) -> None:
+        self.failures += 1
+        self.rests_until = time.monotonic() + _pause(retry_after, self.failures)
+
+    def is_rested(self) -> bool:
+        return self.rests_until <= time.monotonic()
+
+    def reluctance(self) -> tuple[float, int]:
+        """Lowest for the URL to ask next: a rested one that is least busy."""
+        return (0.0 if self.is_rested() else self.rests_until, self.in_flight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +148,12 @@ class RewardClient:
             RewardError: a fault of the server (500).
         """
         options = {"truncation": truncation, "normalize": normalize}
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._score_some(part, options)) for part in _parts(items)]
-        return [scores for task in tasks for scores in task.result()]
+        tasks = [asyncio.create_task(self._score_some(part, options)) for part in _parts(items)]
+        try:
+            return [scores for part in await asyncio.gather(*tasks) for scores in part]
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def score_groups(
         self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], **options: Any
@@ -206,7 +225,7 @@ class RewardClient:
             headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
             self._connections[loop] = _Connections(
-                httpx.AsyncClient(headers=headers, limits=limits, trust_env=False),
+                httpx.AsyncClient(headers=headers, limits=limits),
                 asyncio.Semaphore(self.max_in_flight),
             )
         return self._connections[loop]
@@ -231,21 +250,24 @@ class RewardClient:
         deadline = time.monotonic() + self.timeout
         attempt = 0
         while True:
-            replica = min(self._replicas, key=lambda r: (r.rests_until, r.in_flight))
-            await _sleep_until(min(replica.rests_until, deadline))
+            replica = min(self._replicas, key=_Replica.reluctance)
             answer = await self._try(http, replica, body, deadline)
             if not isinstance(answer, _Failure):
-                replica.rests_until = 0.0
+                replica.succeeded()
                 return answer
             attempt += 1
-            replica.rests_until = time.monotonic() + _pause(answer.retry_after, attempt)
-            if min(r.rests_until for r in self._replicas) >= deadline:
+            replica.failed(answer.retry_after)
+            if any(other.is_rested() for other in self._replicas):
+                continue
+            pause = _pause(answer.retry_after, attempt)
+            if time.monotonic() + pause >= deadline:
                 raise RewardTimeout(
                     f"no scores within {self.timeout:g} s and {attempt} attempts; last: "
                     f"{answer.reason}",
                     answer.status,
                     answer.type,
                 )
+            await asyncio.sleep(pause)
 
     async def _try(
         self, http: httpx.AsyncClient, replica: _Replica, body: Json, deadline: float
@@ -261,8 +283,7 @@ class RewardClient:
         finally:
             replica.in_flight -= 1
         if response.status_code == 200:
-            answer: Json = response.json()
-            return answer
+            return _read(replica.url, response)
         return _judge(replica.url, response)
 
 
@@ -308,6 +329,16 @@ def _plain(prompt: Prompt) -> str | list[dict[str, str]]:
     return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
+def _read(url: str, response: httpx.Response) -> Json:
+    try:
+        answer = response.json()
+        if isinstance(answer, dict) and {"results", "model_version"} <= answer.keys():
+            return answer
+    except ValueError:
+        pass
+    raise RewardError(f"{url}: answered 200 without scores; is it a scoring service?", 200)
+
+
 def _judge(url: str, response: httpx.Response) -> _Failure:
     """Worth another try, or final.
 
@@ -335,9 +366,3 @@ def _pause(retry_after: float, attempt: int) -> float:
     """Full jitter on top of what the server asked for, so that clients do not come back as one."""
     backoff = min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** min(attempt, 10))
     return retry_after + random.uniform(0, backoff)
-
-
-async def _sleep_until(moment: float) -> None:
-    delay = moment - time.monotonic()
-    if delay > 0:
-        await asyncio.sleep(delay)

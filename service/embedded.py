@@ -32,7 +32,7 @@ class EmbeddedScorer:
 
     def __init__(self, settings: ServiceSettings, metrics: Metrics) -> None:
         self._settings = settings
-        self._metrics = metrics
+        self.metrics = metrics
         self._cache = ResultCache(settings.cache_mib << 20)
         self._seats: dict[str, Seat] = {}
         self._served: dict[str, ServedModel] = {}
@@ -44,9 +44,9 @@ class EmbeddedScorer:
             CheckpointError: a directory that is no reward model.
         """
         seats = {model.name: await self._load(model) for model in self._settings.model}
-        self._metrics.touch(seats)
+        self.metrics.touch(seats)
         self._seats, self._served = seats, {name: seat.served for name, seat in seats.items()}
-        self._metrics.ready.set(1)
+        self.metrics.ready.set(1)
 
     def models(self) -> dict[str, ServedModel]:
         return self._served
@@ -57,7 +57,7 @@ class EmbeddedScorer:
         keys = [digest(version, sequence) for sequence in sequences]
         known = {key: score for key in keys if (score := self._cache.get(key)) is not None}
         missing = [index for index, key in enumerate(keys) if key not in known]
-        self._metrics.cache_hits.labels(model).inc(len(keys) - len(missing))
+        self.metrics.cache_hits.labels(model).inc(len(keys) - len(missing))
         batched = BatchedScores([], 0, 0.0, 0.0)
         if missing:
             batched = await seat.batcher.submit(
@@ -78,9 +78,13 @@ class EmbeddedScorer:
     async def readiness(self) -> Readiness:
         broken = "; ".join(s.replica.broken for s in self._seats.values() if s.replica.broken)
         reason = broken or ("" if self._seats else "loading")
-        self._metrics.ready.set(0 if reason else 1)
+        self.metrics.ready.set(0 if reason else 1)
         states = {name: _describe(seat.replica) for name, seat in self._seats.items()}
         return Readiness(ready=not reason, reason=reason, broken=bool(broken), models=states)
+
+    def replica(self, model: str) -> Replica:
+        """The replica behind ``model``."""
+        return self._seat(model).replica
 
     async def close(self) -> None:
         """Let running batches end and give the threads back."""
@@ -99,7 +103,7 @@ class EmbeddedScorer:
         for key, outcome in zip(keys, outcomes, strict=True):
             if isinstance(outcome, float):
                 self._cache.put(key, outcome)
-        self._metrics.cache_bytes.set(self._cache.num_bytes)
+        self.metrics.cache_bytes.set(self._cache.num_bytes)
 
     async def _load(self, own: ModelSettings) -> Seat:
         settings = self._settings
@@ -118,7 +122,7 @@ class EmbeddedScorer:
             own.name,
             replica.compute,
             replica.executor,
-            self._metrics,
+            self.metrics,
             max_batch_tokens=settings.max_batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,
             share_prefix=settings.share_prefix and model.causal,
@@ -130,8 +134,8 @@ class EmbeddedScorer:
     def _report(self, served: ServedModel, replica: Replica) -> None:
         details = {key: str(value) for key, value in served.details.items()}
         passed = replica.self_test is not None and replica.self_test.passed
-        self._metrics.self_test_passed.labels(served.name).set(passed)
-        self._metrics.model_info.labels(
+        self.metrics.self_test_passed.labels(served.name).set(passed)
+        self.metrics.model_info.labels(
             served.name, served.version, details["dtype"], details["device"], details["scoring"]
         ).set(1)
         fields = {"model": served.name, "version": served.version, **_describe(replica)}
