@@ -29,7 +29,9 @@ def test_staleness_zero_is_reinforce():
     # -(2 * -3 + -1 * -3) / 2
     assert result.loss.item() == pytest.approx(1.5)
     assert result.ratios_B.tolist() == [1.0, 1.0]
-    gradient = _gradient(lambda l: policy_loss(l, LOGPROBS_R, SAMPLE_R, ADVANTAGES_B).loss)
+    gradient = _gradient(
+        lambda logprobs: policy_loss(logprobs, LOGPROBS_R, SAMPLE_R, ADVANTAGES_B).loss
+    )
     assert gradient.tolist() == [-1.0, -1.0, 0.5, 0.5, 0.5]
 
 
@@ -38,7 +40,9 @@ def test_ratios_are_cut_at_the_cap_and_carry_no_gradient():
     result = policy_loss(LOGPROBS_R, sampler, SAMPLE_R, ADVANTAGES_B, ratio_cap=2.0)
     assert result.ratios_B.tolist() == pytest.approx([3.0, 0.5])
     assert result.truncated_B.tolist() == [1.0, 0.0]
-    gradient = _gradient(lambda l: policy_loss(l, sampler, SAMPLE_R, ADVANTAGES_B).loss)
+    gradient = _gradient(
+        lambda logprobs: policy_loss(logprobs, sampler, SAMPLE_R, ADVANTAGES_B).loss
+    )
     # -min(rho, 2) * A / 2 for every token of the sequence
     assert gradient.tolist() == pytest.approx([-2.0, -2.0, 0.25, 0.25, 0.25])
 
@@ -51,7 +55,9 @@ def test_sequence_gradient_is_that_of_the_frozen_weight_by_finite_differences():
         sums = torch.stack([logprobs[:2].sum(), logprobs[2:].sum()])
         return float(-(weights * ADVANTAGES_B * sums).mean())
 
-    gradient = _gradient(lambda l: policy_loss(l, sampler, SAMPLE_R, ADVANTAGES_B).loss)
+    gradient = _gradient(
+        lambda logprobs: policy_loss(logprobs, sampler, SAMPLE_R, ADVANTAGES_B).loss
+    )
     for place in range(5):
         step = torch.zeros(5, dtype=torch.float64)
         step[place] = 1e-6
@@ -80,7 +86,9 @@ def test_token_level_caps_each_token():
     options = {"correction": "token", "ratio_cap": 2.0}
     result = policy_loss(LOGPROBS_R, sampler, SAMPLE_R, ADVANTAGES_B, **options)
     assert result.truncated_B.tolist() == pytest.approx([0.5, 0.0])
-    gradient = _gradient(lambda l: policy_loss(l, sampler, SAMPLE_R, ADVANTAGES_B, **options).loss)
+    gradient = _gradient(
+        lambda logprobs: policy_loss(logprobs, sampler, SAMPLE_R, ADVANTAGES_B, **options).loss
+    )
     assert gradient.tolist() == pytest.approx([-2.0, -1.0, 0.5, 0.25, 0.5])
 
 
@@ -91,7 +99,9 @@ def test_clip_is_the_ppo_surrogate_of_the_sequence():
     # min(1.5*2, 1.2*2) = 2.4 (clipped); min(0.5*-1, 0.8*-1) = -0.8 (clipped)
     assert result.loss.item() == pytest.approx(-(2.4 - 0.8) / 2)
     assert result.truncated_B.tolist() == [1.0, 1.0]
-    gradient = _gradient(lambda l: policy_loss(l, sampler, SAMPLE_R, ADVANTAGES_B, **options).loss)
+    gradient = _gradient(
+        lambda logprobs: policy_loss(logprobs, sampler, SAMPLE_R, ADVANTAGES_B, **options).loss
+    )
     assert gradient.tolist() == [0.0] * 5
 
 
@@ -119,7 +129,7 @@ def test_sequence_kl_is_the_summed_log_ratio_without_gradient():
 def test_k2_gradient_is_the_log_ratio_times_the_score():
     reference = LOGPROBS_R - torch.tensor([0.1, 0.2, -0.3, 0.0, 0.1], dtype=torch.float64)
     weights = torch.tensor([1.0, 0.5], dtype=torch.float64)
-    gradient = _gradient(lambda l: k2_loss(l, reference, SAMPLE_R, weights))
+    gradient = _gradient(lambda logprobs: k2_loss(logprobs, reference, SAMPLE_R, weights))
     assert gradient.tolist() == pytest.approx([0.15, 0.15, -0.05, -0.05, -0.05])
 
 

@@ -66,9 +66,9 @@ def test_tied_embeddings_are_taken_apart(tmp_path):
 
 
 def test_a_directory_without_a_policy_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="no config.json"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         load_policy(str(tmp_path))
-    with pytest.raises(CheckpointError, match="no config.json"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         load_policy(str(tmp_path / "absent"))
     tiny_checkpoint(tmp_path / "backbone", "qwen2", "reward")
     with pytest.raises(CheckpointError, match="lm_head"):

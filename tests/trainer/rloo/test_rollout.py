@@ -1,0 +1,174 @@
+"""How far generation runs ahead, what happens to stale and to unscored groups, and failures."""
+
+import asyncio
+
+import pytest
+
+from tests.trainer.rloo.groups import prompt
+from trainer.rloo.reward import Scored
+from trainer.rloo.rollout import Rollouts
+from trainer.rloo.samples import Sample
+
+
+class Writer:
+    """A generator whose samples say which position and attempt they are of."""
+
+    def __init__(self, fails_at=None):
+        self.version = 0
+        self.started = []
+        self.fails_at = fails_at
+
+    async def generate(self, prompt_ids, count, *, seed):
+        position = prompt_ids[0]
+        self.started.append(position)
+        version = self.version
+        await asyncio.sleep(0)
+        if position == self.fails_at:
+            raise RuntimeError("the generator broke")
+        return tuple(Sample((position, n), (-1.0, -1.0), True, version, "") for n in range(count))
+
+
+class Judge:
+    """Scores every sample 1, but for the positions in ``missing``; can be held up."""
+
+    def __init__(self, missing=()):
+        self.missing = set(missing)
+        self.open = asyncio.Event()
+        self.open.set()
+        self.held = set()
+
+    async def score(self, messages, samples):
+        position = samples[0].token_ids[0]
+        if position in self.held:
+            await self.open.wait()
+        rewards = tuple(
+            None if position in self.missing and n else 1.0 for n in range(len(samples))
+        )
+        return Scored(rewards, {})
+
+
+class Harness:
+    def __init__(self, writer, judge, positions=12, **changes):
+        self.skipped = {}
+        arguments = {
+            "samples_per_prompt": 2, "per_step": 2, "staleness": 1, "batches": 0,
+            "total_batches": 100, "attempts": 3, "seed": 0,
+        }  # fmt: skip
+        self.writer = writer
+        self.rollouts = Rollouts(
+            writer,
+            judge,
+            range(positions),
+            lambda position: prompt(position, (position,)),
+            self.skipped.__setitem__,
+            **(arguments | changes),
+        )
+
+    async def __aenter__(self):
+        self.task = asyncio.create_task(self.rollouts.run())
+        return self
+
+    async def __aexit__(self, *_):
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def take(self, version):
+        groups = await asyncio.wait_for(self.rollouts.take(version), 5)
+        return None if groups is None else [group.position for group in groups]
+
+    async def publish(self, version):
+        self.writer.version = version
+        await self.rollouts.publish(version)
+
+    async def settle(self):
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+async def test_generation_runs_ahead_as_far_as_the_limit_and_no_further(staleness):
+    async with Harness(Writer(), Judge(), staleness=staleness) as harness:
+        await harness.settle()
+        assert len(harness.writer.started) == 2 * (staleness + 1)
+        await harness.take(0)
+        await harness.settle()
+        assert len(harness.writer.started) == 2 * (staleness + 1), "no new version, no new prompt"
+        await harness.publish(1)
+        await harness.settle()
+        assert len(harness.writer.started) == 2 * (staleness + 2)
+
+
+async def test_every_position_is_taken_once_and_the_last_batch_may_be_small():
+    async with Harness(Writer(), Judge(), positions=5) as harness:
+        taken = []
+        for version in range(3):
+            taken += await harness.take(version)
+            await harness.publish(version + 1)
+        assert sorted(taken) == [0, 1, 2, 3, 4]
+        assert await harness.take(3) is None
+
+
+async def test_no_sample_is_older_than_the_limit():
+    async with Harness(Writer(), Judge(), positions=40) as harness:
+        for version in range(20):
+            for group in await asyncio.wait_for(harness.rollouts.take(version), 5):
+                assert 0 <= version - group.version <= 1
+            await harness.publish(version + 1)
+
+
+async def test_a_stale_group_is_dropped_counted_and_made_anew():
+    judge = Judge()
+    judge.open.clear()
+    judge.held = {0}
+    async with Harness(Writer(), judge, positions=20) as harness:
+        versions = {}
+        for version in range(3):
+            for group in await asyncio.wait_for(harness.rollouts.take(version), 5):
+                versions[group.position] = group.version
+            await harness.publish(version + 1)
+        assert 0 not in versions
+        judge.held = set()
+        judge.open.set()
+        await harness.settle()
+        assert harness.rollouts.dropped_stale == 0
+        for version in range(3, 10):
+            for group in await asyncio.wait_for(harness.rollouts.take(version), 5):
+                versions[group.position] = group.version
+            await harness.publish(version + 1)
+        assert harness.rollouts.dropped_stale == 1
+        assert versions[0] >= 3, "regenerated by a later policy"
+        assert sorted(versions) == list(range(20))
+        assert harness.writer.started.count(0) == 2
+
+
+async def test_a_group_without_a_baseline_is_tried_again_then_skipped_with_a_reason():
+    async with Harness(Writer(), Judge(missing={1}), positions=4) as harness:
+        assert await harness.take(0) == [0, 2]
+        await harness.publish(1)
+        assert await harness.take(1) == [3]
+        assert harness.writer.started.count(1) == 3
+        assert list(harness.skipped) == [1]
+        assert "fewer than 2" in harness.skipped[1]
+
+
+async def test_one_missing_reward_is_masked_and_not_retried():
+    class OneMissing(Judge):
+        async def score(self, messages, samples):
+            return Scored((None, *(1.0,) * (len(samples) - 1)), {})
+
+    async with Harness(Writer(), OneMissing(), positions=2, samples_per_prompt=4) as harness:
+        assert await harness.take(0) == [0, 1]
+        assert harness.writer.started == [0, 1]
+
+
+async def test_a_failure_in_any_prompt_ends_the_task_with_its_cause():
+    harness = Harness(Writer(fails_at=1), Judge())
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(harness.rollouts.run(), 5)
+    assert str(caught.value.exceptions[0]) == "the generator broke"
+
+
+async def test_nothing_is_prepared_beyond_the_last_batch():
+    async with Harness(Writer(), Judge(), positions=40, total_batches=1, staleness=4) as harness:
+        await harness.settle()
+        assert harness.writer.started == [0, 1]
