@@ -1,0 +1,1 @@
+"""Policies from conversations: fine-tuned, or small ones trained from scratch."""
