@@ -14,7 +14,8 @@ MODEL_VERSION = "gold"
 class GoldServer:
     """Serves :func:`trainer.demo.gold.gold` on a free local port while the ``with`` block runs.
 
-    It answers the ``prompt`` + ``responses`` form of ``POST /score``, and ``GET /ready``.
+    It answers the ``prompt`` + ``responses`` and ``messages`` forms of ``POST /score``, and
+    ``GET /ready``.
     """
 
     def __init__(self) -> None:
@@ -40,20 +41,36 @@ class GoldServer:
         self._server.server_close()
 
 
+def _score(items: list[dict[str, Any]]) -> dict[str, Any]:
+    results = score_items(items)
+    tokens = sum(sum(result["num_tokens"]) for result in results)
+    return {
+        "id": "gold",
+        "model": "gold",
+        "model_version": MODEL_VERSION,
+        "results": results,
+        "usage": {"tokens": tokens, "computed_tokens": tokens},
+        "timing_ms": {"queue": 0.0, "tokenize": 0.0, "forward": 0.0},
+    }
+
+
 def score_items(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ``results`` of a ``/score`` answer.
 
     Raises:
-        ValueError: an item without ``prompt`` and ``responses``, or without a user's turn.
+        ValueError: an item of another form, or without a user's turn.
     """
     return [_score_item(item) for item in items]
 
 
 def _score_item(item: dict[str, Any]) -> dict[str, Any]:
-    if not {"prompt", "responses"} <= item.keys():
-        raise ValueError("items: the gold server takes prompt + responses only")
-    prompt = _user_text(item["prompt"])
-    responses = item["responses"]
+    if "messages" in item:
+        *turns, answer = item["messages"]
+        prompt, responses = _user_text(turns), [answer["content"]]
+    elif {"prompt", "responses"} <= item.keys():
+        prompt, responses = _user_text(item["prompt"]), item["responses"]
+    else:
+        raise ValueError("items: the gold server takes prompt + responses, or messages")
     return {
         "scores": [gold(prompt, response) for response in responses],
         "errors": [None] * len(responses),
@@ -80,23 +97,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path != "/score":
-            return self._answer(404, _error("not_found", "only POST /score is served"))
+            self._answer(404, _error("not_found", "only POST /score is served"))
+            return
         try:
-            results = score_items(json.loads(body)["items"])
+            answer = _score(json.loads(body)["items"])
         except (ValueError, KeyError, TypeError) as error:
-            return self._answer(422, _error("invalid_request", str(error)))
-        tokens = sum(sum(result["num_tokens"]) for result in results)
-        self._answer(
-            200,
-            {
-                "id": "gold",
-                "model": "gold",
-                "model_version": MODEL_VERSION,
-                "results": results,
-                "usage": {"tokens": tokens, "computed_tokens": tokens},
-                "timing_ms": {"queue": 0.0, "tokenize": 0.0, "forward": 0.0},
-            },
-        )
+            self._answer(422, _error("invalid_request", str(error)))
+            return
+        self._answer(200, answer)
 
     def _answer(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()

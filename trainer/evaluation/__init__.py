@@ -1,0 +1,1 @@
+"""How good a reward model is, measured from a checkpoint or through a reward URL."""
