@@ -131,11 +131,14 @@ def _message_pair(
     while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
         common += 1
     # Some data sets give the prompt twice: as a column and as the first turns of both sides.
-    if prompt is not None and common == 0:
-        turns = parse_prompt(prompt)
+    if prompt is not None and not _ends_with(chosen[:common], turns := parse_prompt(prompt)):
         chosen, rejected = (*turns, *chosen), (*turns, *rejected)
-        common = len(turns)
+        common += len(turns)
     return Pair(chosen, rejected, _text(chosen[common:]), _text(rejected[common:]), margin)
+
+
+def _ends_with(turns: Conversation, end: Conversation) -> bool:
+    return turns[max(0, len(turns) - len(end)) :] == end
 
 
 def _column(row: Row, name: str) -> Any:
