@@ -86,10 +86,11 @@ class EmbeddedScorer:
         """The replica behind ``model``."""
         return self._seat(model).replica
 
-    async def close(self) -> None:
-        """Let running batches end and give the threads back."""
+    async def close(self, *, drain: bool = True) -> None:
+        """Let what is queued end, and give the threads back."""
         for seat in self._seats.values():
-            await seat.batcher.drain()
+            if drain:
+                await seat.batcher.drain()
             seat.replica.close()
 
     def _seat(self, model: str) -> Seat:

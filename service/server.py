@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from reward_model.errors import UsageError
 from service.app import create_app
@@ -21,6 +21,9 @@ from service.metrics import Metrics
 from service.settings import ServiceSettings
 
 logger = logging.getLogger("service.server")
+
+LINGER_SECONDS = 1.0
+"""How long a service that is asked to end still says no in words."""
 
 
 def serve(settings: ServiceSettings) -> None:
@@ -33,6 +36,7 @@ def serve(settings: ServiceSettings) -> None:
     """
     configure_logging(settings.log_format, settings.log_level)
     disable_progress_bar()
+    set_verbosity_error()
     with bind(settings.host, settings.port) as listener:
         warn_if_open(settings)
         asyncio.run(_serve(settings, listener))
@@ -89,13 +93,16 @@ async def _serve(settings: ServiceSettings, listener: socket.socket) -> None:
         if not waiting.done() and not serving.done():
             loading.result()
             await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        await _drain(gate, settings.drain_seconds)
+        if stop.interrupted:
+            server.force_exit = True  # nobody presses Ctrl-C to wait
+        elif waiting.done():
+            await _drain(gate, settings.drain_seconds)
     finally:
         loading.cancel()
         waiting.cancel()
         server.should_exit = True
         await serving
-        await scorer.close()
+        await scorer.close(drain=not stop.interrupted)
     if stop.interrupted:
         raise KeyboardInterrupt
 
@@ -112,6 +119,8 @@ async def _drain(gate: Gate, seconds: float) -> None:
     logger.info("shutting down", extra={FIELDS: {"requests": gate.inside}})
     try:
         async with asyncio.timeout(seconds):
+            # Busy clients hear 503 and "Connection: close" before their connections are cut.
+            await asyncio.sleep(LINGER_SECONDS)
             await gate.wait_empty()
     except TimeoutError:
         logger.warning("requests left unanswered", extra={FIELDS: {"requests": gate.inside}})
