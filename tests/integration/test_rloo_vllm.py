@@ -22,6 +22,8 @@ from trainer.rloo.weight_sync import WeightStore
 PYTHON = Path(".venv-vllm/bin/python")
 TEMPERATURE = 0.7
 SAMPLING = Sampling(TEMPERATURE, 32, (2,))
+ATTENTION_ON_CPU = {"hidden_size": 128}
+"""Heads of 32, the smallest that vLLM's CPU attention computes."""
 LONG_PROMPT = tuple(3 + n % 300 for n in range(300))
 
 pytestmark = [
@@ -36,7 +38,9 @@ pytestmark = [
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy with tied embeddings, the kind that vLLM's CPU build reloads wrongly."""
     path = tmp_path_factory.mktemp("rloo-vllm")
-    tiny_checkpoint(path / "policy", "qwen2", "causal", tie_word_embeddings=True)
+    tiny_checkpoint(
+        path / "policy", "qwen2", "causal", tie_word_embeddings=True, **ATTENTION_ON_CPU
+    )
     return path
 
 

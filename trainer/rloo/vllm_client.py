@@ -184,13 +184,15 @@ class VllmConnection:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _wait_until_up(self) -> None:
-        if self._process is not None and not self._process.alive:
-            await self._process.start()
+        started = False
         try:
             async with asyncio.timeout(self._restart_timeout):
                 while not await self._healthy():
-                    if self._process is not None:
-                        self._process.check()
+                    if self._process is not None and not self._process.alive:
+                        if started:
+                            self._process.check()
+                        await self._process.start()
+                        started = True
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             raise SumzeroError(
