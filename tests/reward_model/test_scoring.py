@@ -1,0 +1,55 @@
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reward_model.model import RewardModel
+from reward_model.scoring import batches, score_token_ids
+from tests.checkpoints import tiny_checkpoint
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 100))
+def test_batches_keep_order_and_budget(lengths: list[int], budget: int) -> None:
+    runs = list(batches(lengths, budget))
+    assert [index for run in runs for index in run] == list(range(len(lengths)))
+    for run in runs:
+        assert len(run) == 1 or sum(lengths[index] for index in run) <= budget
+
+
+def test_batches_by_hand() -> None:
+    assert list(batches([4, 4, 4, 9, 1], 8)) == [range(2), range(2, 3), range(3, 4), range(4, 5)]
+    assert list(batches([1, 1, 1], 8, max_items=2)) == [range(2), range(2, 3)]
+
+
+@pytest.fixture(scope="module", params=["qwen2", "gemma2", "modernbert"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
+    path = tiny_checkpoint(tmp_path_factory.mktemp("m") / request.param, request.param)
+    return RewardModel.load(path)
+
+
+@given(seed=st.integers(0, 10_000), budget=st.sampled_from([100, 700, 10_000]))
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_placement_changes_no_bit(model: RewardModel, seed: int, budget: int) -> None:
+    """Random lengths, random neighbours, random shared prefixes, against each sequence alone."""
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(3, 300) for _ in range(rng.randrange(1, 200))] for _ in range(2)]
+    sequences = [
+        (rng.choice(prompts) if rng.random() < 0.6 else [])
+        + [rng.randrange(3, 300) for _ in range(rng.randrange(1, 150))]
+        for _ in range(rng.randrange(1, 9))
+    ]
+    alone = [score_token_ids(model, [one], share_prefix=False)[0] for one in sequences]
+    together = score_token_ids(model, sequences, max_batch_tokens=budget)
+    assert np.array_equal(np.float32(together).view(np.uint32), np.float32(alone).view(np.uint32))
+
+
+def test_the_service_can_load_what_a_path_names(tmp_path: Path) -> None:
+    path = tiny_checkpoint(tmp_path / "m")
+    first, second = (RewardModel.load(path) for _ in range(2))
+    assert score_token_ids(first, [[5, 6, 7]]) == score_token_ids(second, [[5, 6, 7]])
+    assert first.model_version == second.model_version
