@@ -13,9 +13,9 @@ def _train(settings: SftSettings) -> None:
     print(f"policy written to {train(settings)}")
 
 
-def main() -> None:
-    sys.exit(run(SftSettings, _train, prog="python -m trainer.sft"))
+def main() -> int:
+    return run(SftSettings, _train, prog="python -m trainer.sft")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

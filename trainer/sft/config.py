@@ -57,6 +57,7 @@ class SftSettings(Settings):
     save_steps: int = Field(default=200, gt=0)
     tensorboard: bool = True
     trust_remote_code: bool = False
+    restart: bool = Field(default=False, description="throw away what output_dir holds")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -25,6 +25,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template
 
@@ -35,9 +36,9 @@ from trainer.metrics import MetricsWriter
 from trainer.sft.config import SftSettings
 from trainer.sft.conversations import read_conversations
 from trainer.sft.report import write_report
+from trainer.sft.run_directory import CHECKPOINTS, MODEL, open_run
 from trainer.sft.scratch import new_model, texts_of, train_tokenizer
 
-MODEL, CHECKPOINTS = "model", "checkpoints"
 METRIC_NAMES = {
     "loss": "loss",
     "grad_norm": "grad_norm",
@@ -53,9 +54,15 @@ def train(settings: SftSettings) -> Path:
     """Train as ``settings`` say; return the directory that holds the policy.
 
     The policy is written to ``output_dir/model``, a plain Hugging Face directory. Checkpoints lie
-    in ``output_dir/checkpoints`` until then; a run that was killed resumes from the last.
+    in ``output_dir/checkpoints`` until then; a run that was killed resumes from the last when the
+    same command is given again.
     """
-    disable_progress_bars()  # those of datasets; the training loop keeps its own
+    policy = settings.output_dir / MODEL
+    if open_run(settings):
+        print(f"{settings.output_dir}: already finished; --restart trains it again")
+        return policy
+    disable_progress_bars()  # those of reading and writing files; the training loop keeps its own
+    transformers_logging.disable_progress_bar()
     conversations = read_conversations(settings.train, settings.split)
     set_seed(settings.seed)
     model, tokenizer = _origin(settings, conversations)
@@ -63,7 +70,6 @@ def train(settings: SftSettings) -> Path:
     print(f"{len(kept)} conversations, {model.num_parameters() / 1e6:.2f} M parameters")
     if settings.epochs > 0:
         _train(settings, model, tokenizer, kept)
-    policy = settings.output_dir / MODEL
     with atomic.directory(policy) as temporary:
         model.eval().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -75,6 +75,20 @@ def test_a_policy_from_scratch_learns_to_answer_and_to_stop(tmp_path: Path) -> N
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_finished_run_is_left_alone_and_another_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = train(settings(tmp_path, epochs=1))
+    written = (policy / "model.safetensors").stat().st_mtime_ns
+    train(settings(tmp_path, epochs=1, log_steps=1))
+    assert "already finished" in capsys.readouterr().out
+    assert (policy / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(UsageError, match=r"other settings \(epochs\)"):
+        train(settings(tmp_path, epochs=2))
+    train(settings(tmp_path, epochs=2, restart=True))
+    assert (policy / "model.safetensors").stat().st_mtime_ns > written
+
+
 def test_zero_epochs_write_the_backbone_and_a_reward_model_starts_from_it(tmp_path: Path) -> None:
     policy = train(settings(tmp_path, epochs=0))
     causal = AutoModelForCausalLM.from_pretrained(policy)

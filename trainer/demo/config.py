@@ -1,0 +1,70 @@
+"""The settings of the demo, and how large each of its scales is."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from reward_model.command import Section, Settings
+from trainer.demo.cells import Sizes
+
+LOSSES = ("bt", "bsr")
+
+
+class DemoSettings(Settings):
+    """``python -m trainer.demo``: the whole system, once through, on a world of its own."""
+
+    scale: Literal["full", "ci"] = "full"
+    output_dir: Path | None = Field(default=None, description="default: runs/demo-<scale>")
+    backend: Literal["auto", "vllm", "embedded"] = Field(
+        default="auto", description="who generates; auto: vLLM where its environment is installed"
+    )
+    seed: int = 0
+    restart: bool = Field(default=False, description="throw away what output_dir holds")
+
+    @property
+    def directory(self) -> Path:
+        return self.output_dir or Path("runs") / f"demo-{self.scale}"
+
+
+class Scale(Section):
+    """What a scale costs: sizes of the data, of the model, and lengths of the runs."""
+
+    sizes: Sizes
+    hidden_size: int
+    layers: int
+    sft_epochs: int
+    reward_epochs: int
+    rloo_steps: int
+    rloo_batch: int
+    samples_per_prompt: int
+    heldout_prompts: int
+    heldout_every: int
+
+
+SCALES: dict[str, Scale] = {
+    "full": Scale(
+        sizes=Sizes(conversations=2000, train=600, unseen=100, policy=200),
+        hidden_size=96,
+        layers=3,
+        sft_epochs=6,
+        reward_epochs=6,
+        rloo_steps=120,
+        rloo_batch=64,
+        samples_per_prompt=4,
+        heldout_prompts=32,
+        heldout_every=20,
+    ),
+    "ci": Scale(
+        sizes=Sizes(conversations=600, train=200, unseen=40, policy=64),
+        hidden_size=64,
+        layers=2,
+        sft_epochs=4,
+        reward_epochs=3,
+        rloo_steps=16,
+        rloo_batch=32,
+        samples_per_prompt=4,
+        heldout_prompts=16,
+        heldout_every=8,
+    ),
+}

@@ -1,0 +1,242 @@
+"""The demo from end to end.
+
+world → SFT policy → reward models → evaluation → served → RLOO against each → table, report
+"""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from reward_model.contract import Contract
+from reward_model.errors import SumzeroError
+from trainer.demo.cells import build_cells, cell_path, write_cells
+from trainer.demo.config import LOSSES, SCALES, DemoSettings, Scale
+from trainer.demo.gold_server import GoldServer
+from trainer.demo.outcome import Arm, read_arm
+from trainer.demo.plan import (
+    evaluation_config,
+    reward_config,
+    reward_steps,
+    rloo_config,
+    sft_config,
+    sft_steps,
+)
+from trainer.demo.processes import Job, run_jobs, service
+from trainer.demo.report import build_report, terminal_table
+from trainer.demo.stages import Stage
+from trainer.metrics import read_metrics
+from trainer.report import Report
+
+REPORT = "report.html"
+
+
+class Demo:
+    """One run of the demo in one directory."""
+
+    def __init__(self, settings: DemoSettings) -> None:
+        self.settings = settings
+        self.scale: Scale = SCALES[settings.scale]
+        self.root = settings.directory
+        self.logs = self.root / "logs"
+        self.console = Console()
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> Path:
+        """Every stage that is not done yet, then the table and the report; returns its path."""
+        if self.settings.restart:
+            shutil.rmtree(self.root, ignore_errors=True)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with _terminable():
+            world = self.world()
+            sft = self.sft(world)
+            rewards = self.rewards(world, sft)
+            evaluation = self.evaluation(world, rewards)
+            rloo = self.rloo(world, sft, rewards)
+        return self.finish(sft, rewards, evaluation, rloo)
+
+    def world(self) -> Stage:
+        sizes = asdict(self.scale.sizes)
+        stage = Stage(self.root, "world", {"seed": self.settings.seed, "sizes": sizes})
+        with self._stage(stage) as wanted:
+            if wanted:
+                cells = build_cells(self.settings.seed, self.scale.sizes)
+                prompts = cells.pop("policy_prompts")
+                cut = self.scale.heldout_prompts
+                cells |= {"heldout_prompts": prompts[:cut], "policy_prompts": prompts[cut:]}
+                write_cells(stage.directory, cells)
+        return stage
+
+    def sft(self, world: Stage) -> Stage:
+        output = self.root / "sft"
+        config = sft_config(self.scale, self.settings.seed, world.directory, output)
+        stage = Stage(self.root, "sft", config, (world,))
+        job = Job("sft", "trainer.sft", config, output, sft_steps(self.scale))
+        self._run(stage, [job])
+        return stage
+
+    def rewards(self, world: Stage, sft: Stage) -> Stage:
+        output = self.root / "reward"
+        backbone = sft.directory / "model"
+        pairs = len(cell_path(world.directory, "train_pairs").read_text().splitlines())
+        jobs = [
+            Job(
+                f"reward-{loss}",
+                "trainer.reward",
+                reward_config(
+                    self.scale, self.settings.seed, loss, world.directory, backbone, output / loss
+                ),
+                output / loss,
+                reward_steps(self.scale, pairs),
+            )
+            for loss in LOSSES
+        ]
+        stage = Stage(self.root, "reward", {job.name: job.config for job in jobs}, (world, sft))
+        self._run(stage, jobs)
+        return stage
+
+    def evaluation(self, world: Stage, rewards: Stage) -> Stage:
+        output = self.root / "evaluation"
+        jobs = []
+        for loss in LOSSES:
+            model = rewards.directory / loss / "model"
+            config = evaluation_config(loss, world.directory, model, output / loss)
+            jobs.append(Job(f"evaluation-{loss}", "trainer.evaluation", config, output / loss, 1))
+        settings = {job.name: job.config for job in jobs}
+        stage = Stage(self.root, "evaluation", settings, (world, rewards))
+        self._run(stage, jobs)
+        return stage
+
+    def rloo(self, world: Stage, sft: Stage, rewards: Stage) -> Stage:
+        # Ports differ from run to run and are no part of what the stage computes.
+        settings = {
+            job.name: job.config for job in self._rloo_jobs(world, sft, rewards, "url", "gold")
+        }
+        stage = Stage(self.root, "rloo", settings, (world, sft, rewards))
+        if stage.done:
+            self._run(stage, [])
+            return stage
+        models = {loss: rewards.directory / loss / "model" for loss in LOSSES}
+        with GoldServer() as gold, service(models, self.logs, threads=1) as url:
+            self.console.print(f"serving {', '.join(models)} at {url}, gold at {gold.url}")
+            self._run(stage, self._rloo_jobs(world, sft, rewards, url, gold.url))
+        return stage
+
+    def finish(self, sft: Stage, rewards: Stage, evaluation: Stage, rloo: Stage) -> Path:
+        arms = [
+            read_arm(
+                loss,
+                evaluation.directory / loss,
+                rewards.directory / loss,
+                rloo.directory / loss,
+            )
+            for loss in LOSSES
+        ]
+        path = self.root / REPORT
+        _report(arms, sft, rloo, self.seconds).write(path)
+        self.console.print(terminal_table(arms))
+        self.console.print(f"report: {path}", soft_wrap=True)
+        return path
+
+    def _rloo_jobs(
+        self, world: Stage, sft: Stage, rewards: Stage, url: str, gold_url: str
+    ) -> list[Job]:
+        jobs = []
+        for loss in LOSSES:
+            output = self.root / "rloo" / loss
+            stats = Contract.read(rewards.directory / loss / "model").stats
+            if stats is None:
+                raise SumzeroError(f"{rewards.directory / loss}: its rewards do not vary at all")
+            config = rloo_config(
+                self.scale,
+                self.settings.seed,
+                loss,
+                policy=sft.directory / "model",
+                prompts=cell_path(world.directory, "policy_prompts"),
+                heldout=cell_path(world.directory, "heldout_prompts"),
+                output=output,
+                backend=self.settings.backend,
+                url=url,
+                gold_url=gold_url,
+                mean=stats.mean,
+                std=stats.std,
+            )
+            jobs.append(Job(f"rloo-{loss}", "trainer.rloo", config, output, self.scale.rloo_steps))
+        return jobs
+
+    def _run(self, stage: Stage, jobs: Sequence[Job]) -> None:
+        """The jobs of a stage, side by side, each with a share of the cores."""
+        with self._stage(stage) as wanted:
+            if not wanted:
+                return
+            threads = max(1, (os.cpu_count() or 1) // len(jobs))
+            with _bars(self.console) as bars:
+                tasks = {job.name: bars.add_task(job.name, total=job.steps) for job in jobs}
+                run_jobs(
+                    jobs,
+                    self.logs,
+                    lambda job, step: bars.update(tasks[job.name], completed=step),
+                    threads=threads,
+                )
+
+    @contextmanager
+    def _stage(self, stage: Stage) -> Iterator[bool]:
+        """Whether the stage is to be run; it is done when the block ends without an exception."""
+        if stage.done:
+            self.console.print(f"{stage.name}: done before ({stage.seconds:.0f} s)")
+            self.seconds[stage.name] = stage.seconds
+            yield False
+            return
+        stage.begin()
+        try:
+            yield True
+        except BaseException:
+            stage.interrupt()
+            raise
+        stage.finish()
+        self.seconds[stage.name] = stage.seconds
+        self.console.print(f"{stage.name}: {stage.seconds:.0f} s")
+
+
+def _report(arms: Sequence[Arm], sft: Stage, rloo: Stage, seconds: dict[str, float]) -> Report:
+    lines = [line for line in read_metrics(sft.directory) if line.get("loss") is not None]
+    curve = {name: [line[name] for line in lines] for name in ("step", "loss")}
+    return build_report(arms, curve, {arm.name: rloo.directory / arm.name for arm in arms}, seconds)
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does: what it started is stopped, and it can go on later."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
