@@ -11,15 +11,31 @@ from service.context import Context
 from service.gate import Gate, GateKeeper
 from service.metrics import Metrics
 from service.openapi import describe
-from service.routes import openrlhf
+from service.routes import classify, embeddings, llama_factory, openrlhf, slime
+from service.routes.classify import classify_router
+from service.routes.embeddings import embeddings_router
+from service.routes.llama_factory import llama_factory_router
 from service.routes.openrlhf import openrlhf_router
 from service.routes.score import score_router
+from service.routes.slime import slime_router
 from service.routes.status import status_router
 from service.scorer import Scorer
 from service.scoring import ScoringPath
 from service.settings import ServiceSettings
 
-COMPATIBILITY_PATHS = frozenset({openrlhf.PATH})
+ROUTERS = (
+    score_router,
+    openrlhf_router,
+    slime_router,
+    llama_factory_router,
+    classify_router,
+    embeddings_router,
+    status_router,
+)
+
+COMPATIBILITY_PATHS = frozenset(
+    {openrlhf.PATH, slime.PATH, llama_factory.PATH, classify.PATH, embeddings.PATH}
+)
 """Routes of other trainers' protocols, which can send a key only as ``?token=``."""
 
 
@@ -41,7 +57,7 @@ def create_app(
     metrics, gate = metrics or Metrics(), gate or Gate()
     context = Context(scorer, ScoringPath(scorer, metrics), metrics, gate, settings)
     app = FastAPI(docs_url=None, redoc_url=None, strict_content_type=False)
-    for router in (score_router, openrlhf_router, status_router):
+    for router in ROUTERS:
         app.include_router(router(context))
     add_error_answers(app)
     describe(app)

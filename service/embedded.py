@@ -86,6 +86,10 @@ class EmbeddedScorer:
         """The replica behind ``model``."""
         return self._seat(model).replica
 
+    def batcher(self, model: str) -> Batcher:
+        """The queue before ``model``."""
+        return self._seat(model).batcher
+
     async def close(self, *, drain: bool = True) -> None:
         """Let what is queued end, and give the threads back."""
         for seat in self._seats.values():

@@ -94,7 +94,14 @@ def to_yaml() -> str:
 
     settings = ServiceSettings(model=(ModelSettings(path=Path("."), name="model"),))
     app = create_app(EmbeddedScorer(settings, Metrics()), settings)
-    return yaml.safe_dump(app.openapi(), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(app.openapi(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Plain(yaml.SafeDumper):
+    """Repeats what is repeated, instead of anchors and aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 if __name__ == "__main__":

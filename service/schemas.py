@@ -35,6 +35,13 @@ class ForeignRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+class ForeignMessage(ForeignRequest):
+    """One turn, of which we read role and content."""
+
+    role: Unicode
+    content: Unicode
+
+
 class ChatMessage(Request):
     role: Unicode
     content: Unicode

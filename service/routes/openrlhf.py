@@ -27,10 +27,12 @@ class GetRewardResponse(BaseModel):
 def openrlhf_router(context: Context) -> APIRouter:
     router = APIRouter(tags=["other trainers"])
 
-    @router.post(PATH, summary="OpenRLHF")
-    async def get_reward(body: GetRewardRequest, request: Request) -> GetRewardResponse:
-        model = context.model(None)
-        answer = await context.score(request, model, [Text(text) for text in body.query])
+    @router.post(PATH, summary="OpenRLHF; ?model= chooses one of several")
+    async def get_reward(
+        body: GetRewardRequest, request: Request, model: str | None = None
+    ) -> GetRewardResponse:
+        inputs = [Text(text) for text in body.query]
+        answer = await context.score(request, context.model(model), inputs)
         scores = answer.scores()
         tokens = [float(count) for count in answer.num_tokens]
         return GetRewardResponse(
