@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,11 +109,12 @@ def read_prompts(
     return PromptSet(tuple(prompts), too_long, cut)
 
 
-def order(seed: int, epoch: int, prompts: int) -> list[int]:
+@lru_cache(maxsize=8)
+def order(seed: int, epoch: int, prompts: int) -> tuple[int, ...]:
     """The order of the prompts in one epoch: a permutation set by seed and epoch."""
     indices = list(range(prompts))
     random.Random(f"{seed}/{epoch}").shuffle(indices)
-    return indices
+    return tuple(indices)
 
 
 def _messages(row: Row | None, where: str) -> tuple[Message, ...]:

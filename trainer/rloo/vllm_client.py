@@ -93,7 +93,6 @@ class VllmConnection:
         raise SumzeroError(f"generation failed {ATTEMPTS} times over: {failure}") from failure
 
     async def publish(self, path: Path, version: int) -> None:
-        check_ready(path, version)
         async with self._gate.closed():
             self._weights = (path, version)
             try:
@@ -232,6 +231,7 @@ class VllmGenerator:
         return await connection.generate(prompt_ids, count, seed=seed)
 
     async def publish(self, path: Path, version: int) -> None:
+        check_ready(path, version)
         async with asyncio.TaskGroup() as tasks:
             for connection in self.connections:
                 tasks.create_task(connection.publish(path, version))
