@@ -17,10 +17,10 @@ from pathlib import Path
 
 from trainer.demo.cells import Sizes, build_cells, cell_path, write_cells
 
-SIZES = Sizes(conversations=400, train=600, unseen=40, policy=200)
+SIZES = Sizes(conversations=300, train=400, unseen=40, policy=200)
 
 SFT = {
-    "epochs": 5,
+    "epochs": 4,
     "learning_rate": 3e-3,
     "from_scratch.hidden_size": 64,
     "from_scratch.intermediate_size": 192,
@@ -32,7 +32,7 @@ REWARD = {
     "loss.lambda": 1e-2,
     "optimiser.lr": 1e-3,
     "optimiser.batch_pairs": 32,
-    "optimiser.epochs": 3,
+    "optimiser.epochs": 2,
     "data.max_length": 512,
 }
 

@@ -19,7 +19,7 @@ from reward_model.scoring import score_token_ids
 from service.client import RewardClient
 from tests.checkpoints import tiny_checkpoint
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.smoke, pytest.mark.timeout(600)]
 
 PROMPTS = [f"Question {index}: what is {index} times seven?" for index in range(6)]
 RESPONSES = ["It is a number.", "Seven times as much, which one can work out by adding.", "No."]

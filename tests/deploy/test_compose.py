@@ -1,0 +1,59 @@
+"""``compose.yaml`` and the Dockerfiles: what can be seen by reading them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import ServiceSettings
+from trainer.rloo.config import RlooSettings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile*"))
+
+
+def test_old_and_new_compose_read_it() -> None:
+    assert not COMPOSE.keys() - {"services", "volumes"} - {k for k in COMPOSE if k[:2] == "x-"}
+
+
+def test_only_the_service_starts_without_a_profile() -> None:
+    assert [name for name, service in SERVICES.items() if "profiles" not in service] == ["score"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_containers_are_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_every_image_ends_without_root_and_builds_without_buildkit(path: Path) -> None:
+    text = path.read_text()
+    assert "--mount" not in text
+    for stage in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]:
+        if "ENTRYPOINT" in stage:
+            assert "\nUSER sumzero\n" in stage
+
+
+def test_settings_given_by_environment_exist() -> None:
+    environment = SERVICES["score"]["environment"] | SERVICES["score-gpu"]["environment"]
+    for name in environment:
+        assert name.removeprefix("SUMZERO_").lower() in ServiceSettings.model_fields
+
+
+def test_the_recipe_of_the_rloo_profile_fits_the_stack() -> None:
+    recipe = yaml.safe_load((ROOT / "deploy/recipes/rloo/compose.yaml").read_text())
+    settings = RlooSettings(**recipe)
+    assert settings.reward.url == "http://score:8000"
+    assert settings.generation.urls == ["http://vllm:8000"]
+    longest = settings.generation.max_prompt_tokens + settings.generation.max_new_tokens
+    (limit,) = re.findall(r"max-model-len=\$\{\w+:-(\d+)\}", str(SERVICES["vllm"]["command"]))
+    assert longest <= int(limit)
