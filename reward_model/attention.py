@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from reward_model.packing import TILE, AttentionBlock, PackedBatch
+from reward_model.packing import AttentionBlock, PackedBatch
+from reward_model.slots import chains, rows_to_slots, slots_to_rows
 
 IMPLEMENTATION = "sumzero_packed"
 
@@ -46,13 +47,25 @@ def packed_attention(
         raise RuntimeError(f"{IMPLEMENTATION} attention needs a packed batch")
     heads, dim = query.shape[1], query.shape[3]
     scale = dim**-0.5 if scaling is None else scaling
-    query_TD, key_TD, value_TD = (_token_major(x) for x in (query, key, value))
-    outputs = [
-        _attend(packed, index, query_TD, key_TD, value_TD, dim, scale, sliding_window, softcap)
-        for index in range(len(packed.blocks))
-    ]
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return output.index_select(0, packed.output_rows_T).view(1, -1, heads, dim), None
+    query_SD, key_SD, value_SD = (
+        rows_to_slots(_token_major(x), packed) for x in (query, key, value)
+    )
+    keys, values = chains(key_SD, packed), chains(value_SD, packed)
+    outputs = []
+    for index, block in enumerate(packed.blocks):
+        group = heads // key.shape[1]
+        parts = _split(query_SD[block.start : block.stop], block, dim, group)
+        mask = _mask(packed, index, group, sliding_window, query.dtype)
+        key_BHKD, value_BHKD = (_heads(x[index], block, dim) for x in (keys, values))
+        if softcap is None:
+            output = F.scaled_dot_product_attention(
+                parts, key_BHKD, value_BHKD, attn_mask=mask, scale=scale
+            )
+        else:
+            output = _softcapped(parts, key_BHKD, value_BHKD, mask, scale, softcap)
+        outputs.append(_join(output, block, dim, group))
+    output_SD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return slots_to_rows(output_SD, packed).view(1, -1, heads, dim), None
 
 
 def _token_major(x: Tensor) -> Tensor:
@@ -60,37 +73,21 @@ def _token_major(x: Tensor) -> Tensor:
     return x[0].transpose(0, 1).reshape(x.shape[2], -1)
 
 
-def _attend(
-    packed: PackedBatch,
-    index: int,
-    query_TD: Tensor,
-    key_TD: Tensor,
-    value_TD: Tensor,
-    dim: int,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    """One block: [tiles · Q, heads · D]."""
-    block = packed.blocks[index]
-    tiles, queries = block.query_rows_BQ.shape
-    key_heads = key_TD.shape[1] // dim
-    group = query_TD.shape[1] // key_TD.shape[1]
+def _heads(x: Tensor, block: AttentionBlock, dim: int) -> Tensor:
+    """Keys or values of a block, [B · K, heads · D] → [B, heads, K, D]."""
+    return x.view(block.count, block.keys, -1, dim).transpose(1, 2)
 
-    query = query_TD.index_select(0, block.query_rows_BQ.view(-1))
-    query = query.view(tiles, queries, key_heads, group, dim).permute(0, 2, 3, 1, 4)
-    query = query.reshape(tiles, key_heads, group * queries, dim)
-    rows = block.key_rows_BK.view(-1)
-    key = key_TD.index_select(0, rows).view(tiles, -1, key_heads, dim).transpose(1, 2)
-    value = value_TD.index_select(0, rows).view(tiles, -1, key_heads, dim).transpose(1, 2)
 
-    mask = _mask(packed, index, group, window, query.dtype)
-    if softcap is None:
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    else:
-        output = _softcapped(query, key, value, mask, scale, softcap)
-    output = output.view(tiles, key_heads, group, queries, dim).permute(0, 3, 1, 2, 4)
-    return output.reshape(tiles * queries, -1)
+def _split(query: Tensor, block: AttentionBlock, dim: int, group: int) -> Tensor:
+    """[B · Q, heads · D] → [B, key heads, group · Q, D]."""
+    query = query.view(block.count, block.queries, -1, group, dim).permute(0, 2, 3, 1, 4)
+    return query.reshape(block.count, -1, group * block.queries, dim)
+
+
+def _join(output: Tensor, block: AttentionBlock, dim: int, group: int) -> Tensor:
+    """The inverse of :func:`_split`."""
+    output = output.view(block.count, -1, group, block.queries, dim).permute(0, 3, 1, 2, 4)
+    return output.reshape(block.count * block.queries, -1)
 
 
 def _softcapped(
@@ -122,9 +119,9 @@ def _stack(mask: Tensor, group: int) -> Tensor:
 
 def _causal(block: AttentionBlock, window: int | None) -> Tensor:
     """[Q, K]: the same for every tile of a depth."""
-    device = block.key_rows_BK.device
-    query = block.query_start + torch.arange(block.query_rows_BQ.shape[1], device=device)[:, None]
-    key = torch.arange(block.key_rows_BK.shape[1], device=device)[None, :]
+    device = block.lengths_B.device
+    query = block.query_start + torch.arange(block.queries, device=device)[:, None]
+    key = torch.arange(block.keys, device=device)[None, :]
     visible = key <= query
     return visible if window is None else visible & (query - key < window)
 
@@ -135,13 +132,13 @@ def _whole(block: AttentionBlock, window: int | None) -> Tensor:
     Query slots past the end look from the last token: a row that sees nothing would be NaN, and
     would reach the keys' gradients.
     """
-    device = block.key_rows_BK.device
-    length = block.lengths_B.to(device)[:, None, None, None]
-    key = torch.arange(block.key_rows_BK.shape[1], device=device)[None, None, None, :]
+    device = block.lengths_B.device
+    length = block.lengths_B[:, None, None, None]
+    key = torch.arange(block.keys, device=device)[None, None, None, :]
     visible = key < length
-    if window is None or (block.key_rows_BK.shape[1] <= TILE and window >= TILE):
+    if window is None or window >= block.keys:
         return visible
-    query = torch.arange(block.query_rows_BQ.shape[1], device=device)[None, None, :, None]
+    query = torch.arange(block.queries, device=device)[None, None, :, None]
     distance = (torch.minimum(query, length - 1) - key).abs()
     return visible & (distance < window)
 

@@ -5,8 +5,8 @@ their tokens up to its end are equal. The tokens of the distinct tiles, in order
 the rows of the packed batch. Attention runs tile by tile, and the shape of a tile's attention is
 set by the tile's depth alone, so neighbours cannot change a bit of any result.
 
-Shape suffixes: N sequences, T packed rows, B tiles of one block, Q query rows and K key rows of a
-tile, L tokens of one sequence.
+Shape suffixes: N sequences, T packed rows, S slots, B runs of one block, A tiles of a chain, L
+tokens of one sequence.
 """
 
 from collections.abc import Sequence
@@ -27,31 +27,51 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class AttentionBlock:
-    """Tiles of equal shape, attended to in one call.
+    """Tiles, or whole sequences, of equal shape: attended to in one call.
 
-    ``query_rows_BQ`` and ``key_rows_BK`` index the packed rows. Slots beyond the end of a sequence
-    repeat one of its own rows; causal masks hide them, other masks use ``lengths_B``.
+    Its queries are ``count`` runs of ``queries`` slots from slot ``start`` on; the first query of
+    each stands at position ``query_start``. Its keys are the tiles ``chains_BA`` names (the tile's
+    ancestors and itself, as numbers of runs of 64 slots), or without it the same slots.
+    ``lengths_B`` are the tokens up to each run's end.
     """
 
-    query_rows_BQ: Tensor
-    key_rows_BK: Tensor
+    start: int
+    count: int
+    queries: int
     query_start: int
+    chains_BA: Tensor | None
     lengths_B: Tensor
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count * self.queries
+
+    @property
+    def keys(self) -> int:
+        return self.query_start + self.queries
+
+    def to(self, device: torch.device | str) -> "AttentionBlock":
+        chains_BA = None if self.chains_BA is None else self.chains_BA.to(device)
+        return replace(self, chains_BA=chains_BA, lengths_B=self.lengths_B.to(device))
 
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
     """What one forward pass computes.
 
-    ``token_ids_T`` and ``position_ids_T`` are the packed rows. ``output_rows_T`` says where each
-    row stands in the concatenation of all blocks' query slots. ``first_N`` and ``last_N`` are the
-    rows of each sequence's first and last token.
+    ``token_ids_T`` and ``position_ids_T`` are the packed rows, the last ``filler`` of which belong
+    to no sequence. Attention works on slots, 64 for each tile, block after block: ``slot_rows_S``
+    is the row in each slot and ``row_slots_T`` the slot of each row. A tile shorter than 64 repeats
+    its last row in ``spare_slots``; causal masks hide them, other masks use ``lengths_B``.
+    ``first_N`` and ``last_N`` are the rows of each sequence's first and last token.
     """
 
     token_ids_T: Tensor
     position_ids_T: Tensor
     blocks: tuple[AttentionBlock, ...]
-    output_rows_T: Tensor
+    slot_rows_S: Tensor
+    row_slots_T: Tensor
+    spare_slots: Tensor
     first_N: Tensor
     last_N: Tensor
     lengths: tuple[int, ...]
@@ -70,6 +90,10 @@ class PackedBatch:
         return sum(self.lengths)
 
     @property
+    def filler(self) -> int:
+        return len(self.token_ids_T) - self.computed_tokens
+
+    @property
     def device(self) -> torch.device:
         return self.token_ids_T.device
 
@@ -86,16 +110,10 @@ class PackedBatch:
             self,
             token_ids_T=self.token_ids_T.to(device),
             position_ids_T=self.position_ids_T.to(device),
-            blocks=tuple(
-                replace(
-                    block,
-                    query_rows_BQ=block.query_rows_BQ.to(device),
-                    key_rows_BK=block.key_rows_BK.to(device),
-                    lengths_B=block.lengths_B.to(device),
-                )
-                for block in self.blocks
-            ),
-            output_rows_T=self.output_rows_T.to(device),
+            blocks=tuple(block.to(device) for block in self.blocks),
+            slot_rows_S=self.slot_rows_S.to(device),
+            row_slots_T=self.row_slots_T.to(device),
+            spare_slots=self.spare_slots.to(device),
             first_N=self.first_N.to(device),
             last_N=self.last_N.to(device),
             masks={},
@@ -125,6 +143,10 @@ class _Tiles:
         start = self.starts[tile]
         return np.arange(start, start + self.lengths[tile], dtype=np.int64)
 
+    def ends(self, members: IntArray) -> Tensor:
+        """Tokens of a sequence up to the end of each tile."""
+        return torch.tensor([TILE * self.depths[tile] + self.lengths[tile] for tile in members])
+
     def slots(self) -> IntArray:
         """Rows of every tile's 64 slots; slots past its end repeat its last row. [tiles, 64]"""
         starts = np.asarray(self.starts, dtype=np.int64)[:, None]
@@ -149,7 +171,9 @@ def pack(
     if not sequences or any(len(sequence) == 0 for sequence in sequences):
         raise ValueError("pack needs at least one sequence, and no empty one")
     tiles = _build_tiles(sequences, share="prefix" if causal else "whole", enabled=share_prefix)
-    blocks, slot_of_row = _causal_blocks(tiles) if causal else _whole_blocks(tiles)
+    blocks, order = _causal_blocks(tiles) if causal else _whole_blocks(tiles)
+    slot_rows = tiles.slots()[order].reshape(-1)
+    row_slots, spare_slots = _slots_of_rows(tiles, order)
     computed = len(tiles.tokens)
     filler = -computed % ROW_MULTIPLE
     positions = np.concatenate(
@@ -164,7 +188,9 @@ def pack(
         token_ids_T=torch.tensor(tiles.tokens + [tiles.tokens[0]] * filler),
         position_ids_T=torch.from_numpy(np.pad(positions.astype(np.int64), (0, filler))),
         blocks=blocks,
-        output_rows_T=torch.from_numpy(np.pad(slot_of_row, (0, filler))),
+        slot_rows_S=torch.from_numpy(slot_rows),
+        row_slots_T=torch.from_numpy(np.pad(row_slots, (0, filler))),
+        spare_slots=torch.from_numpy(spare_slots),
         first_N=torch.tensor(first),
         last_N=torch.tensor(last),
         lengths=tuple(len(sequence) for sequence in sequences),
@@ -218,20 +244,31 @@ def _build_tiles(sequences: Sequence[Sequence[int]], *, share: str, enabled: boo
 
 def _causal_blocks(tiles: _Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
     """One block per depth: a tile's 64 queries against all keys up to its end."""
-    slots = tiles.slots()
     depths = np.asarray(tiles.depths)
     parents = np.asarray(tiles.parents, dtype=np.int64)
+    order = np.argsort(depths, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
     blocks: list[AttentionBlock] = []
-    order: list[IntArray] = []
+    start = 0
     for depth in range(int(depths.max()) + 1):
-        members = np.flatnonzero(depths == depth)
+        members = order[depths[order] == depth]
         chain = [members]
         for _ in range(depth):
             chain.append(parents[chain[-1]])
-        ancestors = np.stack(chain[::-1], axis=1)
-        blocks.append(_block(slots[members], slots[ancestors], depth * TILE, tiles, members))
-        order.append(members)
-    return tuple(blocks), _slot_of_row(tiles, np.concatenate(order))
+        chains = place[np.stack(chain[::-1], axis=1)]
+        blocks.append(
+            AttentionBlock(
+                start=start,
+                count=len(members),
+                queries=TILE,
+                query_start=depth * TILE,
+                chains_BA=torch.from_numpy(chains) if depth else None,
+                lengths_B=tiles.ends(members),
+            )
+        )
+        start = blocks[-1].stop
+    return tuple(blocks), order
 
 
 def _whole_blocks(tiles: _Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
@@ -239,33 +276,33 @@ def _whole_blocks(tiles: _Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
     by_size: dict[int, list[tuple[int, ...]]] = {}
     for chain in dict.fromkeys(tiles.chains):
         by_size.setdefault(len(chain), []).append(chain)
-    slots = tiles.slots()
     blocks: list[AttentionBlock] = []
     order: list[IntArray] = []
+    start = 0
     for size in sorted(by_size):
         members = np.asarray(by_size[size], dtype=np.int64)
-        blocks.append(_block(slots[members], slots[members], 0, tiles, members[:, -1]))
+        blocks.append(
+            AttentionBlock(
+                start=start,
+                count=len(members),
+                queries=size * TILE,
+                query_start=0,
+                chains_BA=None,
+                lengths_B=tiles.ends(members[:, -1]),
+            )
+        )
         order.append(members.reshape(-1))
-    return tuple(blocks), _slot_of_row(tiles, np.concatenate(order))
+        start = blocks[-1].stop
+    return tuple(blocks), np.concatenate(order)
 
 
-def _block(
-    queries: IntArray, keys: IntArray, start: int, tiles: _Tiles, last_tiles: IntArray
-) -> AttentionBlock:
-    count = len(queries)
-    ends = [TILE * tiles.depths[tile] + tiles.lengths[tile] for tile in last_tiles]
-    return AttentionBlock(
-        query_rows_BQ=torch.from_numpy(np.ascontiguousarray(queries.reshape(count, -1))),
-        key_rows_BK=torch.from_numpy(np.ascontiguousarray(keys.reshape(count, -1))),
-        query_start=start,
-        lengths_B=torch.tensor(ends),
-    )
-
-
-def _slot_of_row(tiles: _Tiles, order: IntArray) -> IntArray:
-    """Inverse of the slots: for every row, its place among the slots of the tiles in ``order``."""
-    slot_of_row = np.empty(len(tiles.tokens), dtype=np.int64)
+def _slots_of_rows(tiles: _Tiles, order: IntArray) -> tuple[IntArray, IntArray]:
+    """The slot of every row, and the slots that only repeat a row, for tiles in ``order``."""
+    row_slots = np.empty(len(tiles.tokens), dtype=np.int64)
+    spare: list[IntArray] = []
     for place, tile in enumerate(order):
         start, length = tiles.starts[tile], tiles.lengths[tile]
-        slot_of_row[start : start + length] = place * TILE + np.arange(length)
-    return slot_of_row
+        row_slots[start : start + length] = place * TILE + np.arange(length)
+        if length < TILE:
+            spare.append(place * TILE + np.arange(length, TILE))
+    return row_slots, np.concatenate([*spare, np.empty(0, dtype=np.int64)])

@@ -27,14 +27,17 @@ def test_rows_give_every_sequence_back(
 @settings(max_examples=60, deadline=None)
 def test_every_query_slot_sees_its_own_sequence(sequences: list[list[int]], causal: bool) -> None:
     packed = pack(sequences, causal=causal)
-    slots = torch.cat([block.query_rows_BQ.reshape(-1) for block in packed.blocks])
-    rows = torch.arange(packed.computed_tokens)
-    assert torch.equal(slots[packed.output_rows_T[rows]], rows)
+    computed = packed.computed_tokens
+    assert torch.equal(packed.slot_rows_S[packed.row_slots_T[:computed]], torch.arange(computed))
     keys = {}
     for block in packed.blocks:
-        for tile, query_rows in enumerate(block.query_rows_BQ):
-            for row in query_rows.tolist():
-                keys[row] = block.key_rows_BK[tile]
+        slots = torch.arange(len(packed.slot_rows_S)).view(-1, TILE)
+        own = slots.view(-1)[block.start : block.stop].view(block.count, -1)
+        keys_BK = own if block.chains_BA is None else slots[block.chains_BA].view(block.count, -1)
+        assert keys_BK.shape[1] == block.keys
+        for run, query_slots in enumerate(own):
+            for row in packed.slot_rows_S[query_slots].tolist():
+                keys[row] = packed.slot_rows_S[keys_BK[run]]
     for n, sequence in enumerate(sequences):
         rows = packed.rows(n)
         for place, row in enumerate(rows.tolist()):
