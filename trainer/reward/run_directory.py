@@ -10,7 +10,7 @@ from reward_model.errors import UsageError
 from trainer.reward.config import RewardSettings
 
 SETTINGS, REPORT, MODEL = "settings.json", "report.json", "model"
-_WRITTEN = (SETTINGS, REPORT, "metrics.jsonl")
+_WRITTEN = (SETTINGS, REPORT, "metrics.jsonl", "report.html")
 _WRITTEN_DIRECTORIES = (MODEL, "checkpoints", "tensorboard")
 
 _FREE_TO_CHANGE = ("output_dir", "restart", "run", "compute")

@@ -3,8 +3,8 @@
     pairs → tokens → PackedBatch → the forward of serving → rewards → loss → step → metrics
 
 Written to ``output_dir``: ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``,
-and at the end ``model/`` and ``report.json``. A run that was killed goes on from its last
-checkpoint when the same command is given again, to the same weights.
+and at the end ``model/``, ``report.html`` and ``report.json``. A run that was killed goes on from
+its last checkpoint when the same command is given again, to the same weights.
 """
 
 import time
@@ -25,19 +25,18 @@ from rich.progress import Progress as ProgressBar
 from reward_model.contract import Contract, RewardStats
 from reward_model.errors import UsageError
 from reward_model.model import RewardModel
-from trainer.data.preferences import read_pairs
 from trainer.metrics import MetricsWriter
 from trainer.reward import checkpoint
 from trainer.reward.checkpoint import Progress
-from trainer.reward.config import USES_MARGIN, RewardSettings
-from trainer.reward.dataset import Data
-from trainer.reward.examples import Example, batch_order, learning_rate, tokenise_pairs
+from trainer.reward.config import RewardSettings
+from trainer.reward.dataset import Data, load_data
+from trainer.reward.examples import Example, batch_order, learning_rate
 from trainer.reward.learner import Learner, StepResult, TokenCount, head_norm
+from trainer.reward.page import write_page
 from trainer.reward.report import headline, run_report, write_report
 from trainer.reward.run_directory import MODEL, open_run
 from trainer.reward.validation import (
     Measurement,
-    load_validation_sets,
     measure_pairs,
     measure_set,
     summary,
@@ -55,7 +54,7 @@ def train(settings: RewardSettings) -> None:
         return
     resumed = checkpoint.latest(settings.output_dir)
     model = _load_model(settings, resumed)
-    data = _load_data(settings, model)
+    data = load_data(settings, model)
     learner = Learner(model, settings, use_margin=data.use_margin)
     progress = Progress()
     if resumed is not None:
@@ -205,6 +204,7 @@ class Run:
             report = run_report(
                 self.settings, self.data, self.schedule.steps, self.progress, values, contract
             )
+            write_page(self.settings.output_dir, report)
             write_report(self.settings.output_dir, report)
             print(f"{self.settings.output_dir / MODEL}: {headline(report)}")
         if self.metrics is not None:
@@ -295,31 +295,3 @@ def _load_model(settings: RewardSettings, resumed: Path | None) -> RewardModel:
         chat_template=None if template is None else template.read_text(),
         max_length=settings.data.max_length,
     )
-
-
-def _load_data(settings: RewardSettings, model: RewardModel) -> Data:
-    options = settings.data
-    source = read_pairs(
-        options.train,
-        split=options.split,
-        limit=options.limit,
-        max_fault_share=options.max_fault_share,
-    )
-    use_margin = options.use_margin and source.has_margin
-    if use_margin and settings.loss.name not in USES_MARGIN:
-        raise UsageError(
-            f"{options.train} has a margin column, which {settings.loss.name} has no place for: "
-            "set data.use_margin to false"
-        )
-    examples = tokenise_pairs(
-        source.pairs, model.encoder, causal=model.causal, too_long=options.too_long
-    )
-    if not examples.examples:
-        raise UsageError(
-            f"{options.train}: none of {len(source.pairs)} pairs fits into "
-            f"{model.contract.max_length} tokens ({dict(examples.lost)}): raise data.max_length"
-        )
-    validation = load_validation_sets(
-        options, model.encoder, causal=model.causal, seed=settings.seed
-    )
-    return Data(source, examples, validation, use_margin)

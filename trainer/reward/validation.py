@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from scipy.stats import kendalltau
 from torch import Tensor
 
 from reward_model.encode import Encoder
@@ -16,6 +15,8 @@ from reward_model.model import RewardOutput
 from trainer.data.preferences import read_pairs
 from trainer.data.rows import is_scored
 from trainer.data.scored import ScoredPrompt, read_scored
+from trainer.evaluation.accuracy import pairs_by_gold
+from trainer.evaluation.ranking import tau_b
 from trainer.reward.config import DataSettings
 from trainer.reward.examples import Example, cut_by_cost, tokenise_pairs
 from trainer.reward.objective import measure_rows
@@ -132,19 +133,16 @@ def measure_groups(
         norms.append(output.hidden_NH.double().norm(dim=-1).cpu())
     rewards_N, norms_N = torch.tensor(scores, dtype=torch.float64), torch.cat(norms)
     won = pairs = tied = 0
-    taus: list[float] = []
+    taus: list[float | None] = []
     remaining = iter(scores)
     for group in groups:
         rewards = list(itertools.islice(remaining, len(group.gold)))
-        for (one, gold_one), (two, gold_two) in itertools.combinations(
-            zip(rewards, group.gold, strict=True), 2
-        ):
-            if abs(gold_one - gold_two) >= min_gold_gap and gold_one != gold_two:
-                pairs += 1
-                won += (one > two) == (gold_one > gold_two) and one != two
-                tied += one == two
-        taus.append(float(kendalltau(rewards, group.gold).statistic))
-    defined = [tau for tau in taus if tau == tau]
+        for better, worse in pairs_by_gold(group.gold, min_gold_gap):
+            pairs += 1
+            won += rewards[better] > rewards[worse]
+            tied += rewards[better] == rewards[worse]
+        taus.append(tau_b(rewards, group.gold))
+    defined = [tau for tau in taus if tau is not None]
     values = {
         "accuracy": won / pairs if pairs else float("nan"),
         "ties": tied / pairs if pairs else float("nan"),

@@ -144,6 +144,13 @@ def test_report_and_contract(finished: RewardSettings) -> None:
     assert report["contract"]["model_version"] == model.model_version
 
 
+def test_the_page_shows_the_curves(finished: RewardSettings) -> None:
+    page = (finished.output_dir / "report.html").read_text()
+    assert "Reward model, bt_bsr (lambda 0.01" in page
+    assert page.count("<img") == 6
+    assert "held_out" in page
+
+
 def test_transformers_opens_the_model(finished: RewardSettings) -> None:
     path = finished.output_dir / "model"
     ours = RewardModel.load(path)
