@@ -1,5 +1,6 @@
 """``python -m trainer.rloo --config FILE``: prompts and a reward URL in, a policy out."""
 
+import signal
 import sys
 
 from reward_model.command import run
@@ -9,6 +10,8 @@ from trainer.rloo.config import RlooSettings
 def _train(settings: RlooSettings) -> None:
     # Imported here so that wrong settings are reported before torch has loaded.
     from trainer.rloo.train import train
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the run has its own
 
     print(f"policy written to {train(settings)}")
 

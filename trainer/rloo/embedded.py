@@ -138,39 +138,23 @@ def sample_rows(
         For every response, in order: its token ids, their log-probabilities under
         softmax(logits / T), and whether it ended with a stop token.
     """
-    counts = [count for _, count, _ in requests]
-    total = sum(counts)
-    repeats = torch.tensor(counts, device=model.device)
+    counts = torch.tensor([count for _, count, _ in requests], device=model.device)
     logits_BV, cache, mask_BL = _prefill(model, [ids for ids, _, _ in requests])
-    logits_BV = logits_BV.repeat_interleave(repeats, 0)
-    mask_BL = mask_BL.repeat_interleave(repeats, 0)
     cache.batch_select_indices(
-        torch.arange(len(counts), device=model.device).repeat_interleave(repeats)
+        torch.arange(len(counts), device=model.device).repeat_interleave(counts)
     )
+    logits_BV, mask_BL = (one.repeat_interleave(counts, 0) for one in (logits_BV, mask_BL))
     uniform_BS = _uniform(requests, sampling.max_new_tokens).to(model.device)
-    tokens: list[list[int]] = [[] for _ in range(total)]
-    logprobs: list[list[float]] = [[] for _ in range(total)]
-    ended = [False] * total
-    alive = list(range(total))
+    rows = _Rows(len(logits_BV), sampling.stop_token_ids)
     for step in range(sampling.max_new_tokens):
         chosen_B, logprob_B = _draw(logits_BV, uniform_BS[:, step], sampling.temperature)
-        for place, (token, logprob) in enumerate(
-            zip(chosen_B.tolist(), logprob_B.tolist(), strict=True)
-        ):
-            row = alive[place]
-            if not ended[row]:
-                tokens[row].append(token)
-                logprobs[row].append(logprob)
-                ended[row] = token in sampling.stop_token_ids
-        if all(ended) or step + 1 == sampling.max_new_tokens:
+        rows.append(chosen_B, logprob_B)
+        if rows.done or step + 1 == sampling.max_new_tokens:
             break
         if step % COMPACT_STEPS == COMPACT_STEPS - 1:
-            kept = [place for place, row in enumerate(alive) if not ended[row]]
-            if len(kept) < len(alive):
-                alive = [alive[place] for place in kept]
-                index = torch.tensor(kept, device=model.device)
-                cache.batch_select_indices(index)
-                chosen_B, mask_BL, uniform_BS = chosen_B[index], mask_BL[index], uniform_BS[index]
+            kept = torch.tensor(rows.compact(), device=model.device)
+            cache.batch_select_indices(kept)
+            chosen_B, mask_BL, uniform_BS = chosen_B[kept], mask_BL[kept], uniform_BS[kept]
         mask_BL = torch.nn.functional.pad(mask_BL, (0, 1), value=1)
         output = model(
             input_ids=chosen_B[:, None],
@@ -180,7 +164,38 @@ def sample_rows(
             use_cache=True,
         )
         logits_BV = output.logits[:, -1]
-    return list(zip(tokens, logprobs, ended, strict=True))
+    return list(zip(rows.tokens, rows.logprobs, rows.ended, strict=True))
+
+
+class _Rows:
+    """Responses as they grow. ``alive`` says which response each row of the batch is."""
+
+    def __init__(self, count: int, stop_token_ids: tuple[int, ...]) -> None:
+        self.tokens: list[list[int]] = [[] for _ in range(count)]
+        self.logprobs: list[list[float]] = [[] for _ in range(count)]
+        self.ended = [False] * count
+        self._alive = list(range(count))
+        self._stop = frozenset(stop_token_ids)
+
+    @property
+    def done(self) -> bool:
+        return all(self.ended)
+
+    def append(self, chosen_B: Tensor, logprob_B: Tensor) -> None:
+        """Add a token to every response that has not ended."""
+        for row, token, logprob in zip(
+            self._alive, chosen_B.tolist(), logprob_B.tolist(), strict=True
+        ):
+            if not self.ended[row]:
+                self.tokens[row].append(token)
+                self.logprobs[row].append(logprob)
+                self.ended[row] = token in self._stop
+
+    def compact(self) -> list[int]:
+        """Drop the rows that have ended; return the places of those that stay."""
+        kept = [place for place, row in enumerate(self._alive) if not self.ended[row]]
+        self._alive = [self._alive[place] for place in kept]
+        return kept
 
 
 def _prefill(

@@ -1,5 +1,6 @@
 """The report of an RLOO run: what the policy gained on held-out prompts, and how it got there."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ PLOTS = (
     (("idle/generate", "idle/score", "idle/learn"), "share of time", "Idle time of each stage."),
 )
 
+SHOWN_PROMPTS = 4
+
 
 def write_report(run_dir: Path) -> None:
     """Write ``report.html`` from what the run left in its directory."""
@@ -42,12 +45,17 @@ def write_report(run_dir: Path) -> None:
     report.write(run_dir / REPORT)
 
 
+def heldout_files(run_dir: Path) -> list[Path]:
+    """What the held-out evaluations wrote, in the order of their steps."""
+    return sorted(run_dir.glob("heldout-*.jsonl"), key=lambda path: int(path.stem[8:]))
+
+
 def heldout_gain(run_dir: Path, name: str = "reward") -> tuple[float, float, float, int]:
     """Before, after, standard error of the gain over prompts, and prompts, of held-out ``name``.
 
     ``name`` is ``reward`` or ``raw/<source>``. Raises FileNotFoundError without two evaluations.
     """
-    files = sorted(run_dir.glob("heldout-*.jsonl"), key=lambda path: int(path.stem[8:]))
+    files = heldout_files(run_dir)
     if len(files) < 2:
         raise FileNotFoundError(f"{run_dir}: fewer than two held-out evaluations")
     before, after = (read_prompt_means(path, name) for path in (files[0], files[-1]))
@@ -61,7 +69,7 @@ def _heldout(report: Report, run_dir: Path, lines: list[dict[str, Any]]) -> None
     report.heading("Held-out prompts")
     names = ("reward", *(n[8:] for n in lines[0] if n.startswith("heldout/raw/")))
     rows: list[list[Cell]] = []
-    if len(list(run_dir.glob("heldout-*.jsonl"))) >= 2:
+    if len(heldout_files(run_dir)) >= 2:
         for name in names:
             before, after, error, prompts = heldout_gain(run_dir, name)
             rows.append([name, before, after, after - before, error, prompts])
@@ -78,6 +86,20 @@ def _heldout(report: Report, run_dir: Path, lines: list[dict[str, Any]]) -> None
     for name in ("kl", "length", "eos_share"):
         curve = ([line["step"] for line in lines], [line[f"heldout/{name}"] for line in lines])
         report.figure(curves({name: curve}, "step", name, markers=True), f"Held-out {name}.")
+    _samples(report, run_dir)
+
+
+def _samples(report: Report, run_dir: Path) -> None:
+    """The first answers to a few held-out prompts, before and after."""
+    files = heldout_files(run_dir)
+    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+    for before, after in list(zip(rows[0], rows[-1], strict=True))[:SHOWN_PROMPTS]:
+        report.sample(f"{before['prompt']['messages'][-1]['content']}")
+        table: list[list[Cell]] = [
+            [when, row["samples"][0]["text"], row["samples"][0]["reward"]]
+            for when, row in (("before", before), ("after", after))
+        ]
+        report.table(["", "answer", "reward"], table)
 
 
 def _skipped(report: Report, run_dir: Path) -> None:
