@@ -12,6 +12,7 @@ import torch
 
 from reward_model.errors import SumzeroError
 from tests.checkpoints import tiny_checkpoint
+from tests.conftest import VLLM_PYTHON
 from trainer.rloo.generation import Sampling
 from trainer.rloo.policy import Policy, load_policy
 from trainer.rloo.probe import check_logprobs, logprob_difference
@@ -19,7 +20,6 @@ from trainer.rloo.vllm_client import VllmConnection, VllmGenerator
 from trainer.rloo.vllm_server import VllmServer
 from trainer.rloo.weight_sync import WeightStore
 
-PYTHON = Path(".venv-vllm/bin/python")
 TEMPERATURE = 0.7
 SAMPLING = Sampling(TEMPERATURE, 32, (2,))
 ATTENTION_ON_CPU = {"hidden_size": 128}
@@ -30,7 +30,6 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.vllm,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not PYTHON.is_file(), reason="no .venv-vllm (make install-vllm)"),
 ]
 
 
@@ -49,7 +48,11 @@ def server(directory: Path) -> Iterator[VllmServer]:
     model, tokenizer = load_policy(str(directory / "policy"))
     start = WeightStore(directory / "weights").write(model, tokenizer, 0)
     server = VllmServer(
-        PYTHON, start, directory / "vllm.log", dtype="float32", arguments=["--max-model-len=1024"]
+        VLLM_PYTHON,
+        start,
+        directory / "vllm.log",
+        dtype="float32",
+        arguments=["--max-model-len=1024"],
     )
     asyncio.run(server.start())
     try:
@@ -167,7 +170,7 @@ def test_a_server_with_raw_logprobs_is_refused(directory: Path) -> None:
     policy, tokenizer = disturbed(directory, 6)
     path = WeightStore(directory / "weights").write(policy.model, tokenizer, 6)
     raw = ["--max-model-len=1024", "--logprobs-mode=raw_logprobs"]
-    server = VllmServer(PYTHON, path, directory / "raw.log", dtype="float32", arguments=raw)
+    server = VllmServer(VLLM_PYTHON, path, directory / "raw.log", dtype="float32", arguments=raw)
 
     async def check() -> None:
         await server.start()
