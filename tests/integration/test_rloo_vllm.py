@@ -29,7 +29,7 @@ LONG_PROMPT = tuple(3 + n % 300 for n in range(300))
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.vllm,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
 ]
 
 
@@ -69,7 +69,7 @@ async def connected(server: VllmServer) -> AsyncIterator[VllmGenerator]:
         SAMPLING,
         process=server,
         request_timeout=120,
-        restart_timeout=240,
+        restart_timeout=500,
         max_in_flight=16,
         weights_dir=None,
     )

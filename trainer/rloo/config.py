@@ -99,7 +99,7 @@ class Generation(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_in_flight: int = Field(default=64, gt=0, description="prompts per server")
     request_timeout: float = Field(default=600.0, gt=0, description="seconds for one prompt")
-    start_timeout: float = Field(default=300.0, gt=0, description="seconds until a server is up")
+    start_timeout: float = Field(default=600.0, gt=0, description="seconds until a server is up")
     probe_tolerance: float | None = Field(
         default=None,
         gt=0,
