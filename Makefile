@@ -14,7 +14,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install install-vllm demo test test-all lint format bench openapi clean
+.PHONY: help install install-vllm demo test test-all smoke lint format bench openapi clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
@@ -40,6 +40,9 @@ test: install ## the quick tests
 
 test-all: install install-vllm ## every test, whole processes and real vLLM too
 	$(BIN)/python -m pytest $(TESTS)
+
+smoke: install install-vllm ## one short run of every real part: vLLM, Ray, kill and resume
+	$(BIN)/python -m pytest -m smoke $(TESTS)
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
