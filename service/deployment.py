@@ -30,7 +30,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from reward_model.errors import UsageError
+from reward_model.errors import SumzeroError, UsageError
 from service.app import create_app
 from service.embedded import EmbeddedScorer
 from service.errors import (
@@ -55,11 +55,14 @@ MANY = 100_000
 """Requests a replica takes in at once. Ray's default of 5 would keep the queue out of the replica's
 sight; admission is by tokens, in the replica, and answers 429 by itself."""
 
-READINESS_SECONDS = 2.0
+READINESS_SECONDS = 5.0
 """A model replica that does not say how it is within this time is not ready."""
 
 OBJECT_STORE_BYTES = 100 << 20
 """Requests are small and pass inline; Ray would take a third of the machine's memory for this."""
+
+START_ATTEMPTS = 3
+"""Ray gives its own processes 30 seconds to start, which is too few on a busy machine."""
 
 RETRY_SECONDS = 0.2
 """Pause before another replica is asked after one has died."""
@@ -164,15 +167,17 @@ class RayScorer:
             async with asyncio.timeout(left):
                 scored: Scored = await response
         except TimeoutError:
+            response.cancel()
             raise DeadlinePassed(f"no scores within {left:g} s") from None
+        except asyncio.CancelledError:  # the client has gone: free its place in the replica
+            response.cancel()
+            raise
         except RayTaskError as error:
             if isinstance(error.cause, EncodingChanged):
                 await self._refresh(model)
             raise _translate(error.cause) from None
         except DeploymentUnavailableError as error:
             raise Unavailable(error.message) from None
-        finally:
-            response.cancel()
         if scored.model_version != self._served[model].version:
             await self._refresh(model)
         return scored
@@ -277,17 +282,34 @@ def serve_on_ray(settings: ServiceSettings) -> None:
     with bind(settings.host, settings.port) as listener:
         port = listener.getsockname()[1]
     warn_if_open(settings)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = "RAY_ADDRESS" not in os.environ
-    ray.init(
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES if local else None,
-        logging_level=logging.WARNING,
-    )
+    actor_options: dict[str, Any] = {}
+    if settings.device == "cpu" and "RAY_ADDRESS" not in os.environ:
+        actor_options = _share_cores(len(settings.model))
     try:
-        _serve(settings, port)
+        _start_ray()
+        _serve(build_application(settings, **actor_options), settings.host, port)
     finally:
         ray.shutdown()
+
+
+def _start_ray() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's workers run at nice 15 by default; a service should not wait for everything else.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    local = "RAY_ADDRESS" not in os.environ
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES if local else None,
+                logging_level=logging.WARNING,
+            )
+            return
+        except Exception as error:  # Ray raises a plain Exception here
+            if attempt == START_ATTEMPTS:
+                raise SumzeroError(f"Ray did not start: {error}") from error
+            logger.warning("Ray did not start, trying again", extra={FIELDS: {"attempt": attempt}})
+            ray.shutdown()
 
 
 class _Terminated(BaseException):
@@ -298,12 +320,12 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-def _serve(settings: ServiceSettings, port: int) -> None:
+def _serve(application: Application, host: str, port: int) -> None:
     signal.signal(signal.SIGTERM, _terminate)
-    serve.start(http_options=HTTPOptions(host=settings.host, port=port))
+    serve.start(http_options=HTTPOptions(host=host, port=port))
     try:
-        serve.run(build_application(settings, **_local_actor_options(settings)), name=APP)
-        logger.info("ready", extra={FIELDS: {"host": settings.host, "port": port}})
+        serve.run(application, name=APP)
+        logger.info("ready", extra={FIELDS: {"host": host, "port": port}})
         threading.Event().wait()
     except _Terminated:
         logger.info("shutting down")
@@ -312,11 +334,12 @@ def _serve(settings: ServiceSettings, port: int) -> None:
         serve.shutdown()
 
 
-def _local_actor_options(settings: ServiceSettings) -> dict[str, Any]:
-    """On the CPUs of one machine: the models share the cores, and none waits for a whole one."""
-    if settings.device != "cpu" or "RAY_ADDRESS" in os.environ:
-        return {}
-    threads = os.environ.get("OMP_NUM_THREADS") or max(
-        1, len(os.sched_getaffinity(0)) // len(settings.model)
-    )
-    return {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}}
+def _share_cores(models: int) -> dict[str, Any]:
+    """On the CPUs of one machine: the models share the cores, and none waits for a whole one.
+
+    The threads are set for all processes that Ray starts, not by a runtime environment of the
+    replicas: with one they could not take a process that stands ready, and would start slowly.
+    """
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // models)))
+    return {"num_cpus": 0}

@@ -25,15 +25,16 @@ SCORED = Scored(outcomes=(0.5,), model_version="sha256:1", computed_tokens=3)
 class Response:
     """An awaitable that Ray's handle would have returned."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Any], seconds: float = 0.0) -> None:
         self._make = make
+        self._seconds = seconds
         self.cancelled = False
 
     def __await__(self) -> Any:
         return self._answer().__await__()
 
     async def _answer(self) -> Any:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self._seconds)
         return self.result()
 
     def result(self) -> Any:
@@ -96,6 +97,23 @@ async def test_no_replica_within_the_deadline(served: ServedModel) -> None:
     handle = Handle(served, *[ActorDiedError()] * 1000)
     with pytest.raises(DeadlinePassed):
         await scorer(handle).score("m", [[1]], timeout=0.5)
+
+
+async def test_a_client_that_goes_away_frees_its_place(served: ServedModel) -> None:
+    handle = Handle(served, SCORED)
+    responses: list[Response] = []
+
+    def remote(*_: Any) -> Response:
+        responses.append(Response(lambda: SCORED, seconds=60))
+        return responses[-1]
+
+    handle.score.remote = remote  # type: ignore[method-assign]
+    scoring = asyncio.create_task(scorer(handle).score("m", [[1]], timeout=30))
+    await asyncio.sleep(0.05)
+    scoring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await scoring
+    assert [response.cancelled for response in responses] == [True]
 
 
 async def test_errors_of_the_service_keep_their_class_and_details(served: ServedModel) -> None:
