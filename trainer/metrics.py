@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from types import TracebackType
@@ -95,5 +96,7 @@ def _event_writer(run_dir: Path, resume_step: int | None) -> Any:
     # Imported here because it is slow and not every run wants it.
     from torch.utils.tensorboard import SummaryWriter
 
+    if resume_step is None:  # curves of an earlier run would be drawn over this one's
+        shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
     purge_step = None if resume_step is None else resume_step + 1
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)

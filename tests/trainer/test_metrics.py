@@ -32,8 +32,9 @@ def test_resuming_drops_later_and_torn_lines(tmp_path: Path) -> None:
     ]
 
 
-def test_a_new_run_starts_the_file_anew(tmp_path: Path) -> None:
+def test_a_new_run_starts_the_files_anew(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
-        with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        with MetricsWriter(tmp_path) as metrics:
             metrics.log(1, {"loss": value})
     assert [line["loss"] for line in read_metrics(tmp_path)] == [2.0]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
