@@ -58,9 +58,7 @@ def steps_done(output_dir: Path) -> int:
 
 
 def kill_after(process: subprocess.Popen[str], output_dir: Path, step: int, delay: float) -> None:
-    deadline = time.monotonic() + 300
     while steps_done(output_dir) < step and process.poll() is None:
-        assert time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(delay)
     process.kill()
@@ -71,7 +69,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
     config: Path, tmp_path: Path
 ) -> None:
     whole = start(config, tmp_path / "whole")
-    _, errors = whole.communicate(timeout=600)
+    _, errors = whole.communicate()
     assert whole.returncode == 0, errors
     draw = random.Random()
     output_dir = tmp_path / "killed"
@@ -79,7 +77,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(
         step = STEPS * number // KILLS + draw.randrange(STEPS // KILLS)
         kill_after(start(config, output_dir), output_dir, step, draw.uniform(0, 0.15))
     last = start(config, output_dir)
-    _, errors = last.communicate(timeout=600)
+    _, errors = last.communicate()
     assert last.returncode == 0, errors
     left, right = (
         load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "killed")
@@ -102,7 +100,7 @@ def test_wrong_usage_is_one_line_and_code_2(
     config: Path, tmp_path: Path, arguments: list[str], part: str
 ) -> None:
     process = start(config, tmp_path / "run", *arguments)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate()
     assert process.returncode == 2
     assert output == ""
     assert len(errors.strip().splitlines()) == 1
