@@ -11,7 +11,7 @@ from service.cache import ResultCache, digest
 from service.errors import Unavailable, UnknownModel
 from service.logs import FIELDS
 from service.metrics import Metrics
-from service.replica import Replica
+from service.replica import WARM_UP_TOKENS, Replica
 from service.scorer import Outcome, Readiness, Scored, ServedModel, TokenIds
 from service.settings import ModelSettings, ServiceSettings
 
@@ -46,7 +46,6 @@ class EmbeddedScorer:
         seats = {model.name: await self._load(model) for model in self._settings.model}
         self.metrics.touch(seats)
         self._seats, self._served = seats, {name: seat.served for name, seat in seats.items()}
-        self.metrics.ready.set(1)
 
     def models(self) -> dict[str, ServedModel]:
         return self._served
@@ -78,7 +77,6 @@ class EmbeddedScorer:
     async def readiness(self) -> Readiness:
         broken = "; ".join(s.replica.broken for s in self._seats.values() if s.replica.broken)
         reason = broken or ("" if self._seats else "loading")
-        self.metrics.ready.set(0 if reason else 1)
         states = {name: _describe(seat.replica) for name, seat in self._seats.items()}
         return Readiness(ready=not reason, reason=reason, broken=bool(broken), models=states)
 
@@ -121,7 +119,7 @@ class EmbeddedScorer:
         )
         replica = Replica(own.name, model, share_prefix=settings.share_prefix)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(replica.executor, replica.warm_up)
+        await loop.run_in_executor(replica.executor, replica.warm_up, self._warm_up_tokens(model))
         served = served_model(own, settings, replica)
         batcher = Batcher(
             own.name,
@@ -135,6 +133,11 @@ class EmbeddedScorer:
         )
         self._report(served, replica)
         return Seat(served, replica, batcher)
+
+    def _warm_up_tokens(self, model: RewardModel) -> int:
+        """On an accelerator a full batch, which proves the budget; on the CPU that takes long."""
+        budget = self._settings.max_batch_tokens
+        return min(budget, WARM_UP_TOKENS) if model.device.type == "cpu" else budget
 
     def _report(self, served: ServedModel, replica: Replica) -> None:
         details = {key: str(value) for key, value in served.details.items()}

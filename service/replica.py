@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from reward_model.errors import UsageError
 from reward_model.model import RewardModel
 from reward_model.self_test import SelfTest, self_test
 from service.errors import InternalError, ServiceError, Unavailable
@@ -53,12 +54,14 @@ class Replica:
         self.broken = ""
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"replica-{name}")
         self._probe_score: float | None = None
+        self._ran_out_of_memory = False
 
     def warm_up(self, tokens: int = WARM_UP_TOKENS) -> None:
         """Prove the scores exact, or fall back; compute a batch of ``tokens``; measure the rate.
 
         Raises:
             ServiceError: the model cannot score even that.
+            UsageError: there is no memory for so many tokens.
         """
         self.self_test = self_test(self.model)
         if not self.self_test.passed:
@@ -76,8 +79,14 @@ class Replica:
         for outcome in computed.outcomes:
             if isinstance(outcome, ServiceError):
                 raise outcome
+        if self._ran_out_of_memory:
+            raise UsageError(
+                f"model {self.name}: {tokens} tokens do not fit into the memory of "
+                f"{self.model.device}; lower --max_batch_tokens"
+            )
         self.tokens_per_second = sum(map(len, sequences)) / max(computed.seconds, 1e-6)
-        self._probe_score = self._probe()
+        probe = self._probe()
+        self._probe_score = probe if probe is not None and math.isfinite(probe) else None
 
     def compute(self, sequences: Sequence[TokenIds]) -> Computed:
         """Score one batch. Never raises for what one sequence did."""
@@ -128,6 +137,7 @@ class Replica:
 
     def _explain(self, error: Exception, *, alone: bool) -> ItemFailure | ServiceError:
         if _is_out_of_memory(error):
+            self._ran_out_of_memory = True
             return ItemFailure("out_of_memory", "not enough memory for this sequence")
         if not alone:
             return InternalError("scoring failed")

@@ -22,6 +22,9 @@ from service.settings import ServiceSettings
 
 logger = logging.getLogger("service.server")
 
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep idle connections, so that theirs is the side that closes."""
+
 LINGER_SECONDS = 1.0
 """How long a service that is asked to end still says no in words."""
 
@@ -79,6 +82,7 @@ async def _serve(settings: ServiceSettings, listener: socket.socket) -> None:
         access_log=False,
         server_header=False,
         lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,

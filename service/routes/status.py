@@ -29,7 +29,8 @@ def status_router(context: Context) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        await context.scorer.readiness()  # refreshes what can change without a request
+        state = await context.scorer.readiness()
+        context.metrics.ready.set(state.ready and not context.gate.closed)
         return Response(context.metrics.text(), media_type=CONTENT_TYPE)
 
     @router.get("/v1/models", summary="The served models, the default one first")

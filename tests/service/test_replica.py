@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from reward_model.errors import UsageError
 from reward_model.model import RewardModel, RewardOutput
 from reward_model.packing import PackedBatch
 from reward_model.scoring import score_token_ids
@@ -155,6 +156,24 @@ def test_a_failed_self_test_falls_back_to_one_sequence_per_forward(
     assert replica.compute(items).outcomes == wanted
     assert sizes == [1] * 5
     assert replica.scoring == "one sequence per forward"
+    replica.close()
+
+
+def test_a_budget_that_does_not_fit_into_memory_is_refused_at_the_start(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica("tiny", RewardModel.load(checkpoint))
+    real = replica.model.forward
+
+    def forward(packed: PackedBatch) -> RewardOutput:
+        if packed.num_tokens > 1000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(packed)
+
+    monkeypatch.setattr(replica.model, "forward", forward)
+    monkeypatch.setattr(replica_module, "self_test", lambda model: SelfTest(42, 0))
+    with pytest.raises(UsageError, match="lower --max_batch_tokens"):
+        replica.warm_up(2048)
     replica.close()
 
 
