@@ -117,7 +117,7 @@ def test_kill_9_of_the_learner_takes_vllm_along_and_the_run_resumes(
     assert vllm_processes(run)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    for _ in range(300):
+    for _ in range(1200):
         if not vllm_processes(run):
             break
         time.sleep(0.1)

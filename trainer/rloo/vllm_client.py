@@ -95,6 +95,8 @@ class VllmConnection:
     async def publish(self, path: Path, version: int) -> None:
         async with self._gate.closed():
             self._weights = (path, version)
+            if self._process is not None:
+                self._process.model = path  # what it starts with if it dies: older ones are removed
             try:
                 await self._load_weights()
                 return
