@@ -1,5 +1,6 @@
 """Whatever is sent: an answer in one of the documented shapes, and never a fault of ours."""
 
+import json
 from typing import Any
 
 import httpx
@@ -17,29 +18,15 @@ PATHS = (
     "/classify",
     "/v1/embeddings",
 )
-KEYS = [
-    "items",
-    "model",
-    "messages",
-    "text",
-    "texts",
-    "token_ids",
-    "prompt",
-    "responses",
-    "response",
-    "query",
-    "input",
-    "truncation",
-    "normalize",
-    "timeout_ms",
-    "role",
-    "content",
-    "use_activation",
-    "label",
-]
+KEYS = (
+    *("items", "model", "messages", "text", "texts", "token_ids", "prompt", "responses"),
+    *("response", "query", "input", "truncation", "normalize", "timeout_ms", "role", "content"),
+    *("use_activation", "label"),
+)
 
-text = st.text(max_size=20)
-leaf = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text
+
+text = st.text(st.characters(), max_size=20)
+leaf = st.none() | st.booleans() | st.integers() | st.floats() | text
 anything: st.SearchStrategy[Any] = st.recursive(
     leaf,
     lambda inner: (
@@ -79,7 +66,9 @@ nearly_right = st.fixed_dictionaries(
 )
 @given(path=st.sampled_from(PATHS), body=nearly_right | anything)
 async def test_no_body_is_a_fault_of_ours(http: httpx.AsyncClient, path: str, body: Any) -> None:
-    response = await http.post(path, json=body)
+    # Python's own JSON also writes NaN, infinities and half surrogates.
+    headers = {"content-type": "application/json"}
+    response = await http.post(path, content=json.dumps(body), headers=headers)
     assert response.status_code in (200, 404, 422), response.text
     if response.status_code != 200:
         error = response.json()["error"]
