@@ -61,9 +61,6 @@ READINESS_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100 << 20
 """Requests are small and pass inline; Ray would take a third of the machine's memory for this."""
 
-START_ATTEMPTS = 3
-"""Ray gives its own processes 30 seconds to start, which is too few on a busy machine."""
-
 RETRY_SECONDS = 0.2
 """Pause before another replica is asked after one has died."""
 
@@ -297,19 +294,14 @@ def _start_ray() -> None:
     # Ray's workers run at nice 15 by default; a service should not wait for everything else.
     os.environ.setdefault("RAY_worker_niceness", "0")
     local = "RAY_ADDRESS" not in os.environ
-    for attempt in range(1, START_ATTEMPTS + 1):
-        try:
-            ray.init(
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES if local else None,
-                logging_level=logging.WARNING,
-            )
-            return
-        except Exception as error:  # Ray raises a plain Exception here
-            if attempt == START_ATTEMPTS:
-                raise SumzeroError(f"Ray did not start: {error}") from error
-            logger.warning("Ray did not start, trying again", extra={FIELDS: {"attempt": attempt}})
-            ray.shutdown()
+    try:
+        ray.init(
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES if local else None,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # a plain one, after 30 seconds, where the machine is too busy
+        raise SumzeroError(f"Ray did not start: {error}") from error
 
 
 class _Terminated(BaseException):
