@@ -24,9 +24,9 @@ from reward_model.scoring import score_token_ids
 from service.client import RewardClient
 from tests.checkpoints import tiny_checkpoint
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-START_SECONDS = 120
+START_SECONDS = 240
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TEXTS = ["", " once", " upon a time" * 9, " there was bread" * 40, " x" * 200, " the end."]
 
