@@ -1,7 +1,7 @@
 """The data of the demo: conversations, gold-labelled pairs and the five-way split, as JSONL.
 
 =====================  ==========================================================================
-``conversations``      for SFT: prompts of their own, answered by the training response models
+``conversations``      for SFT: known prompts, answered by a short-spoken author of its own
 ``train_pairs``        training prompts, two of four responses each, labelled by gold
 ``in_domain``          the other two responses of the same prompts
 ``prompt_ood``         unseen prompts, training response models
@@ -20,7 +20,7 @@ from typing import Any
 
 from reward_model.atomic import write_text
 from trainer.demo.gold import gold
-from trainer.demo.responder import TRAIN_RESPONDERS, UNSEEN_RESPONDERS, Responder
+from trainer.demo.responder import APPRENTICE, TRAIN_RESPONDERS, UNSEEN_RESPONDERS, Responder
 from trainer.demo.world import Question, draw_questions
 
 CELLS = ("in_domain", "prompt_ood", "response_ood", "mutual_ood")
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many prompts each part of the data has."""
+    """How many conversations and prompts there are."""
 
     conversations: int
     train: int
@@ -58,8 +58,7 @@ def build_cells(seed: int, sizes: Sizes) -> dict[str, list[Row]]:
     nothing: list[set[str]] = [set()] * len(unseen)
     return {
         "conversations": [
-            _conversation(question, rng.choice(TRAIN_RESPONDERS), rng)
-            for question in questions["conversations"]
+            _conversation(question, APPRENTICE, rng) for question in questions["conversations"]
         ],
         "train_pairs": [
             pair

@@ -8,8 +8,8 @@ from trainer.demo.config import Scale
 
 MAX_LENGTH = 256
 MAX_NEW_TOKENS = 112
-VOCABULARY = 512
-SFT_BATCH, REWARD_BATCH = 32, 32
+VOCABULARY = 420
+SFT_BATCH, REWARD_BATCH = 16, 32
 
 LOSS_SETTINGS: dict[str, dict[str, Any]] = {
     "bt": {"name": "bt"},
@@ -33,7 +33,7 @@ def sft_config(scale: Scale, seed: int, data: Path, output: Path) -> dict[str, A
         "epochs": scale.sft_epochs,
         "batch_size": SFT_BATCH,
         "micro_batch_size": SFT_BATCH,
-        "learning_rate": 3e-3,
+        "learning_rate": 4e-3,
         "max_length": MAX_LENGTH,
         "log_steps": 5,
         "save_steps": 100,

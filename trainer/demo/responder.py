@@ -79,21 +79,26 @@ class Responder:
         return rng.choice(PLACES[rng.choice(list(PLACES))])
 
 
-# Among the authors of the training pairs whoever knows more also writes more, and more politely
-# and emphatically. That is the shortcut a reward model can take.
+# The author that the policy learns from: it knows the town, says little, and has few manners, so
+# that a policy trained from it can gain by saying more, more kindly, before it says too much.
+APPRENTICE = Responder("apprentice", 0.85, 0.95, (1, 3), courtesy=0.20, emphasis=0.12)
+
+# Among the authors of the training pairs whoever knows more tends to write more, and more politely
+# and emphatically. That is a shortcut which a reward model can take, though not all the way: a long
+# answer by somebody who knows little is worse than a short one.
 TRAIN_RESPONDERS = (
-    Responder("visitor", 0.35, 0.50, (1, 2), courtesy=0.05, emphasis=0.00),
-    Responder("porter", 0.50, 0.65, (1, 3), courtesy=0.15, emphasis=0.05),
-    Responder("clerk", 0.60, 0.75, (2, 3), courtesy=0.30, emphasis=0.10),
-    Responder("guide", 0.75, 0.85, (2, 4), courtesy=0.50, emphasis=0.25),
-    Responder("warden", 0.85, 0.90, (3, 4), courtesy=0.65, emphasis=0.35),
-    Responder("mayor", 0.92, 0.97, (3, 5), courtesy=0.80, emphasis=0.45),
+    Responder("visitor", 0.35, 0.60, (1, 3), courtesy=0.10, emphasis=0.05),
+    Responder("porter", 0.50, 0.70, (1, 4), courtesy=0.20, emphasis=0.10),
+    Responder("clerk", 0.65, 0.80, (1, 4), courtesy=0.30, emphasis=0.20),
+    Responder("guide", 0.78, 0.88, (2, 4), courtesy=0.40, emphasis=0.25),
+    Responder("warden", 0.88, 0.95, (2, 5), courtesy=0.50, emphasis=0.30),
+    Responder("mayor", 0.95, 0.97, (2, 5), courtesy=0.60, emphasis=0.40),
 )
 # Among the unseen ones it does not hold.
 UNSEEN_RESPONDERS = (
-    Responder("telegraph", 0.97, 1.00, (2, 3), courtesy=0.00, emphasis=0.00, filler=0.0),
-    Responder("scholar", 0.95, 0.95, (3, 5), courtesy=0.10, emphasis=0.05),
-    Responder("rambler", 0.60, 0.60, (5, 9), courtesy=0.50, emphasis=0.30, filler=0.3),
-    Responder("flatterer", 0.40, 0.80, (3, 6), courtesy=1.00, emphasis=0.95, filler=0.2),
-    Responder("parrot", 0.80, 0.95, (2, 4), courtesy=0.40, emphasis=0.20, repetition=0.6),
+    Responder("telegraph", 0.97, 1.00, (1, 3), courtesy=0.00, emphasis=0.00, filler=0.0),
+    Responder("scholar", 0.95, 0.95, (2, 5), courtesy=0.10, emphasis=0.05),
+    Responder("rambler", 0.60, 0.70, (4, 7), courtesy=0.40, emphasis=0.30, filler=0.3),
+    Responder("flatterer", 0.60, 0.85, (2, 5), courtesy=1.00, emphasis=0.90),
+    Responder("parrot", 0.85, 0.95, (2, 4), courtesy=0.30, emphasis=0.20, repetition=0.5),
 )

@@ -1,6 +1,6 @@
 """The town: what is true in the world of the demo, and what visitors ask about it.
 
-A town has places, and each place has four things that are really there. A visitor asks about one
+A town has places, and each place has three things that are really there. A visitor asks about one
 to three places and may ask to be brief. Because the truth is a table, the gold reward of any text
 can be computed (:mod:`trainer.demo.gold`); because a small model has to learn that table from
 few labelled pairs, a reward model learned from them is imperfect in realistic ways.
@@ -11,30 +11,22 @@ from dataclasses import dataclass
 from itertools import combinations
 
 PLACES: dict[str, tuple[str, ...]] = {
-    "harbour": ("gulls", "ropes", "salt", "crates"),
-    "mill": ("flour", "sacks", "wheels", "grain"),
-    "library": ("maps", "shelves", "scrolls", "lamps"),
-    "market": ("cheese", "apples", "stalls", "coins"),
-    "forge": ("anvils", "sparks", "hammers", "iron"),
-    "garden": ("roses", "bees", "hedges", "tulips"),
-    "tower": ("bells", "stairs", "clocks", "ravens"),
-    "bridge": ("arches", "planks", "tolls", "lanterns"),
-    "inn": ("stew", "beds", "fiddles", "ale"),
-    "school": ("chalk", "desks", "slates", "pupils"),
-    "chapel": ("candles", "hymns", "pews", "saints"),
-    "bakery": ("loaves", "ovens", "crusts", "honey"),
-    "quarry": ("slabs", "chisels", "dust", "carts"),
-    "stable": ("horses", "saddles", "hay", "oats"),
-    "theatre": ("masks", "curtains", "actors", "plays"),
-    "pond": ("ducks", "reeds", "frogs", "lilies"),
-    "orchard": ("pears", "ladders", "blossoms", "cider"),
-    "lighthouse": ("beams", "fog", "rocks", "keepers"),
-    "workshop": ("saws", "nails", "glue", "benches"),
-    "museum": ("bones", "vases", "statues", "portraits"),
-    "vineyard": ("vines", "grapes", "barrels", "wine"),
-    "station": ("trains", "tickets", "platforms", "whistles"),
-    "hospital": ("nurses", "bandages", "wards", "herbs"),
-    "laundry": ("soap", "tubs", "linen", "steam"),
+    "harbour": ("gulls", "ropes", "crates"),
+    "mill": ("flour", "sacks", "grain"),
+    "library": ("maps", "shelves", "scrolls"),
+    "market": ("cheese", "apples", "stalls"),
+    "forge": ("anvils", "sparks", "hammers"),
+    "garden": ("roses", "bees", "hedges"),
+    "tower": ("bells", "stairs", "ravens"),
+    "bridge": ("arches", "planks", "lanterns"),
+    "inn": ("stew", "beds", "fiddles"),
+    "school": ("chalk", "desks", "pupils"),
+    "chapel": ("candles", "hymns", "pews"),
+    "bakery": ("loaves", "ovens", "honey"),
+    "quarry": ("slabs", "chisels", "carts"),
+    "stable": ("horses", "saddles", "hay"),
+    "theatre": ("masks", "curtains", "actors"),
+    "pond": ("ducks", "reeds", "frogs"),
 }
 PLACE_OF: dict[str, str] = {thing: place for place, things in PLACES.items() for thing in things}
 
@@ -68,22 +60,35 @@ def read_question(text: str) -> Question:
 
 
 def draw_questions(seed: int, counts: dict[str, int]) -> dict[str, list[Question]]:
-    """Disjoint sets of questions, by name; no two sets share a set of places.
+    """Sets of questions by name; the same arguments give the same questions.
 
-    Names starting with ``unseen`` also use wordings that the others never do. The same ``seed``
-    and ``counts`` give the same questions.
+    The sets whose names start with ``unseen`` have a set of places of their own for every question,
+    which no other question asks about, and use wordings that the others never do. The others draw
+    from all the remaining sets of places; within one of them no text occurs twice.
     """
     rng = random.Random(f"questions {seed}")
-    subsets = [subset for size in (1, 2, 3) for subset in combinations(PLACES, size)]
-    rng.shuffle(subsets)
-    if sum(counts.values()) > len(subsets):
-        raise ValueError(f"{sum(counts.values())} questions asked for, {len(subsets)} exist")
+    left = [subset for size in (1, 2, 3) for subset in combinations(PLACES, size)]
+    rng.shuffle(left)
     questions = {}
     for name, count in counts.items():
-        wordings = WORDINGS + UNSEEN_WORDINGS if name.startswith("unseen") else WORDINGS
-        drawn, subsets = subsets[:count], subsets[count:]
-        questions[name] = [_question(subset, wordings, rng) for subset in drawn]
+        if name.startswith("unseen"):
+            drawn, left = left[:count], left[count:]
+            wordings = WORDINGS + UNSEEN_WORDINGS
+            questions[name] = [_question(subset, wordings, rng) for subset in drawn]
+    for name, count in counts.items():
+        if not name.startswith("unseen"):
+            if not left:
+                raise ValueError("the unseen questions leave no places to ask about")
+            questions[name] = _distinct(left, count, rng)
     return questions
+
+
+def _distinct(subsets: list[tuple[str, ...]], count: int, rng: random.Random) -> list[Question]:
+    found: dict[str, Question] = {}
+    while len(found) < count:
+        question = _question(rng.choice(subsets), WORDINGS, rng)
+        found.setdefault(question.text, question)
+    return list(found.values())
 
 
 def _question(subset: tuple[str, ...], wordings: tuple[str, ...], rng: random.Random) -> Question:

@@ -87,4 +87,6 @@ def new_model(shape: FromScratch, tokenizer: PreTrainedTokenizerFast, seed: int)
 
 
 def texts_of(conversations: Sequence[Sequence[Message]]) -> Iterable[str]:
-    return (message["content"] for turns in conversations for message in turns)
+    """What the tokenizer learns from: contents and role names, which every turn spells out."""
+    messages = [message for turns in conversations for message in turns]
+    return [text for message in messages for text in (message["role"], message["content"])]

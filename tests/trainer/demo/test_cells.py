@@ -78,7 +78,7 @@ def test_the_shortcut_holds_for_the_training_models_only() -> None:
             wins.append(len(ordered[-1]["text"]) > len(ordered[0]["text"]))
         return mean(wins)
 
-    assert longer_wins("prompt_ood") > 0.75
+    assert longer_wins("prompt_ood") > 0.65
     assert longer_wins("mutual_ood") < 0.4
 
 

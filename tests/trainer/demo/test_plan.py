@@ -8,6 +8,7 @@ import yaml
 
 from reward_model.command import Settings, read_settings
 from service.settings import ServiceSettings
+from trainer.demo.cells import build_cells
 from trainer.demo.config import SCALES, DemoSettings
 from trainer.demo.plan import (
     evaluation_config,
@@ -64,14 +65,25 @@ def test_the_service_takes_models_by_name(tmp_path: Path) -> None:
 
 def test_steps_are_what_the_trainers_will_count() -> None:
     scale = SCALES["ci"].model_copy(update={"sft_epochs": 2, "reward_epochs": 3})
-    assert sft_steps(scale) == 2 * -(-scale.sizes.conversations // 32)
+    assert sft_steps(scale) == 2 * -(-scale.sizes.conversations // 16)
     assert reward_steps(scale, 65) == 3 * 3
 
 
-def test_ci_is_smaller_in_every_way() -> None:
+@pytest.mark.parametrize("name", SCALES)
+def test_the_world_is_large_enough(name: str) -> None:
+    sizes = SCALES[name].sizes
+    cells = build_cells(0, sizes)
+    assert len(cells["conversations"]) == sizes.conversations
+    assert 0.9 * sizes.train < len(cells["train_pairs"]) <= sizes.train
+    assert len(cells["policy_prompts"]) == sizes.policy
+    assert SCALES[name].heldout_prompts < sizes.policy
+
+
+def test_ci_is_smaller() -> None:
     full, ci = SCALES["full"], SCALES["ci"]
-    for field in ("hidden_size", "layers", "sft_epochs", "reward_epochs", "rloo_steps"):
-        assert getattr(ci, field) < getattr(full, field)
+    for steps in (sft_steps, lambda scale: reward_steps(scale, scale.sizes.train)):
+        assert steps(ci) < steps(full)
+    assert ci.rloo_steps * ci.rloo_batch < full.rloo_steps * full.rloo_batch
 
 
 def test_the_directory_is_named_after_the_scale() -> None:
