@@ -84,6 +84,7 @@ def test_a_signal_checkpoints_and_exits_130_and_the_run_goes_on(config: Path, nu
     assert trained(run) == Counter(range(200))
 
 
+@pytest.mark.smoke
 def test_kill_9_loses_nothing_and_trains_nothing_twice(config: Path) -> None:
     run = config.parent / "run"
     for step in (7, 16):

@@ -91,6 +91,7 @@ def disturbed(directory: Path, seed: int) -> tuple[Policy, object]:
     return Policy(model, TEMPERATURE), tokenizer
 
 
+@pytest.mark.smoke
 def test_after_each_publish_the_sampler_is_the_learner(server: VllmServer, directory: Path) -> None:
     store = WeightStore(directory / "weights")
 
