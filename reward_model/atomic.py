@@ -42,6 +42,7 @@ def directory(path: Path) -> Iterator[Path]:
     os.chmod(temporary, 0o755)
     try:
         yield temporary
+        _apply_umask(temporary)
         old = _old(path)
         if path.exists():
             os.replace(path, old)
@@ -50,6 +51,14 @@ def directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _apply_umask(root: Path) -> None:
+    """Readable to whom the umask says: safetensors, for one, writes for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in root.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def recover(path: Path) -> None:

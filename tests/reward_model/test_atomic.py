@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,14 @@ def test_a_kill_between_the_renames_is_undone(tmp_path: Path) -> None:
     (old / "weights").write_text("old")
     atomic.recover(path)
     assert (path / "weights").read_text() == "old"
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    """safetensors writes for the owner alone; a service runs as somebody else."""
+    with atomic.directory(tmp_path / "checkpoint") as new:
+        (new / "sub").mkdir(mode=0o700)
+        (new / "sub" / "weights").touch(mode=0o600)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "checkpoint" / "sub").stat().st_mode & 0o777 == 0o777 & ~umask
+    assert (tmp_path / "checkpoint" / "sub" / "weights").stat().st_mode & 0o777 == 0o666 & ~umask
