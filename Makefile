@@ -20,9 +20,9 @@ help: ## this list
 
 install: $(INSTALLED) ## the project and its tools, in .venv
 $(INSTALLED): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing torch $(TORCH) and the project into $(VENV): a few minutes the first time"
-	if [ -n "$(TORCH_INDEX_URL)" ]; then $(PIP) install "torch==$(TORCH)" --index-url $(TORCH_INDEX_URL); \
+	@if [ -n "$(TORCH_INDEX_URL)" ]; then $(PIP) install "torch==$(TORCH)" --index-url $(TORCH_INDEX_URL); \
 	else $(PIP) install "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install "torch==$(TORCH)" --index-url $(CPU_INDEX) || $(PIP) install "torch==$(TORCH)"; fi
 	$(PIP) install -c constraints.txt -e '.[service,train,dev]'
 	@touch $@
