@@ -3,8 +3,6 @@
 world → SFT policy → reward models → evaluation → served → RLOO against each → table, report
 """
 
-import os
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +35,7 @@ from trainer.demo.plan import (
 )
 from trainer.demo.processes import Job, run_jobs, service
 from trainer.demo.report import build_report, terminal_table
-from trainer.demo.stages import Stage
+from trainer.demo.stages import Stage, clear, only_one
 from trainer.metrics import read_metrics
 from trainer.report import Report
 
@@ -57,16 +55,16 @@ class Demo:
 
     def run(self) -> Path:
         """Every stage that is not done yet, then the table and the report; returns its path."""
-        if self.settings.restart:
-            shutil.rmtree(self.root, ignore_errors=True)
-        self.logs.mkdir(parents=True, exist_ok=True)
-        with _terminable():
+        with only_one(self.root), _terminable():
+            if self.settings.restart:
+                clear(self.root)
+            self.logs.mkdir(exist_ok=True)
             world = self.world()
             sft = self.sft(world)
             rewards = self.rewards(world, sft)
             evaluation = self.evaluation(world, rewards)
             rloo = self.rloo(world, sft, rewards)
-        return self.finish(sft, rewards, evaluation, rloo)
+            return self.finish(sft, rewards, evaluation, rloo)
 
     def world(self) -> Stage:
         sizes = asdict(self.scale.sizes)
@@ -130,7 +128,7 @@ class Demo:
             self._run(stage, [])
             return stage
         models = {loss: rewards.directory / loss / "model" for loss in LOSSES}
-        with GoldServer() as gold, service(models, self.logs, threads=1) as url:
+        with GoldServer() as gold, service(models, self.logs) as url:
             self.console.print(f"serving {', '.join(models)} at {url}, gold at {gold.url}")
             self._run(stage, self._rloo_jobs(world, sft, rewards, url, gold.url))
         return stage
@@ -178,18 +176,16 @@ class Demo:
         return jobs
 
     def _run(self, stage: Stage, jobs: Sequence[Job]) -> None:
-        """The jobs of a stage, side by side, each with a share of the cores."""
+        """The jobs of a stage, side by side."""
         with self._stage(stage) as wanted:
             if not wanted:
                 return
-            threads = max(1, (os.cpu_count() or 1) // len(jobs))
             with _bars(self.console) as bars:
                 tasks = {job.name: bars.add_task(job.name, total=job.steps) for job in jobs}
                 run_jobs(
                     jobs,
                     self.logs,
                     lambda job, step: bars.update(tasks[job.name], completed=step),
-                    threads=threads,
                 )
 
     @contextmanager

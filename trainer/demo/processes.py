@@ -46,21 +46,18 @@ class Job:
             return 0
 
 
-def run_jobs(
-    jobs: Sequence[Job], logs: Path, show: Callable[[Job, int], None], *, threads: int
-) -> None:
+def run_jobs(jobs: Sequence[Job], logs: Path, show: Callable[[Job, int], None]) -> None:
     """Run ``jobs`` side by side until all have ended; the first that fails ends the others.
 
     Args:
         logs: directory for ``<job>.yaml`` and ``<job>.log``.
         show: called with a job and its step, again and again.
-        threads: of each process.
 
     Raises:
         SumzeroError: a job failed; with the last line it said.
     """
     with _processes() as start:
-        running = {job.name: (job, start(job, logs, threads)) for job in jobs}
+        running = {job.name: (job, start(job, logs)) for job in jobs}
         while running:
             for job, process in list(running.values()):
                 code = process.poll()
@@ -75,7 +72,7 @@ def run_jobs(
 
 
 @contextmanager
-def service(models: dict[str, Path], logs: Path, *, threads: int) -> Iterator[str]:
+def service(models: dict[str, Path], logs: Path) -> Iterator[str]:
     """``python -m service`` with ``models`` on a free port; yields its URL once it is ready."""
     config = {
         "model": [{"name": name, "path": str(path)} for name, path in models.items()],
@@ -85,7 +82,7 @@ def service(models: dict[str, Path], logs: Path, *, threads: int) -> Iterator[st
     }
     job = Job("service", "service", config, logs)
     with _processes() as start:
-        process = start(job, logs, threads)
+        process = start(job, logs)
         yield _ready_url(process, _log(logs, job.name))
 
 
@@ -103,11 +100,11 @@ def _ready_url(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 @contextmanager
-def _processes() -> Iterator[Callable[[Job, Path, int], subprocess.Popen[bytes]]]:
+def _processes() -> Iterator[Callable[[Job, Path], subprocess.Popen[bytes]]]:
     """Yield a way to start processes; all that still run are stopped at the end."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(job: Job, logs: Path, threads: int) -> subprocess.Popen[bytes]:
+    def start(job: Job, logs: Path) -> subprocess.Popen[bytes]:
         config = logs / f"{job.name}.yaml"
         write_text(config, json.dumps(job.config, indent=2) + "\n")  # JSON is YAML
         with _log(logs, job.name).open("wb") as log:
@@ -116,7 +113,7 @@ def _processes() -> Iterator[Callable[[Job, Path, int], subprocess.Popen[bytes]]
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(threads),
+                env=_environment(),
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
@@ -154,9 +151,11 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment() -> dict[str, str]:
+    # Models of this size gain nothing from a second thread, and processes that run side by side
+    # with as many threads as cores lose most of their time waiting for each other.
     own = {
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }

@@ -5,17 +5,47 @@ whose marker carries the same key is not run again; one that was interrupted goe
 directory; one with another key starts in an empty directory.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from reward_model.atomic import write_text
+from reward_model.errors import UsageError
 
-MARKERS = "stages"
+MARKERS, LOCK = "stages", ".lock"
+
+
+@contextmanager
+def only_one(root: Path) -> Iterator[None]:
+    """Hold ``root`` for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        UsageError: another demo runs there.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another demo is running in {root}: wait for it, or choose another output_dir"
+            ) from None
+        yield
+
+
+def clear(root: Path) -> None:
+    """Throw away what ``root`` holds, but for the lock."""
+    for path in root.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 class Stage:

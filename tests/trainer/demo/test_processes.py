@@ -56,7 +56,7 @@ def test_jobs_run_with_their_config_and_show_their_steps(modules: Path) -> None:
         for name in ("a", "b")
     ]
     shown: list[tuple[str, int]] = []
-    run_jobs(jobs, modules / "logs", lambda job, step: shown.append((job.name, step)), threads=1)
+    run_jobs(jobs, modules / "logs", lambda job, step: shown.append((job.name, step)))
     assert ("a", 3) in shown
     assert ("b", 3) in shown
 
@@ -68,7 +68,7 @@ def test_a_failure_is_one_line_and_ends_the_others(modules: Path) -> None:
         Job("bad", "demo_fails", {}, modules),
     ]
     with pytest.raises(SumzeroError, match=r"bad failed with exit code 3: prog: disk is full"):
-        run_jobs(jobs, modules / "logs", lambda job, step: None, threads=1)
+        run_jobs(jobs, modules / "logs", lambda job, step: None)
     if pids.exists():  # the slow one got as far as starting its own child
         assert ended(int(pids.read_text()))
 
@@ -82,10 +82,7 @@ def test_an_interrupt_leaves_nothing_running(modules: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_jobs(
-            [Job("slow", "demo_sleeps", {"pids": str(pids)}, modules)],
-            modules / "logs",
-            interrupt,
-            threads=1,
+            [Job("slow", "demo_sleeps", {"pids": str(pids)}, modules)], modules / "logs", interrupt
         )
     assert ended(int(pids.read_text()))
 
@@ -101,9 +98,4 @@ def test_a_job_that_is_killed_is_a_failure(modules: Path) -> None:
             pids.write_text("")
 
     with pytest.raises(SumzeroError, match="slow failed with exit code -9"):
-        run_jobs(
-            [Job("slow", "demo_sleeps", {"pids": str(pids)}, modules)],
-            modules / "logs",
-            kill,
-            threads=1,
-        )
+        run_jobs([Job("slow", "demo_sleeps", {"pids": str(pids)}, modules)], modules / "logs", kill)

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.demo.stages import Stage
+from reward_model.errors import UsageError
+from trainer.demo.stages import Stage, clear, only_one
 
 
 def stage(root: Path, name: str = "sft", after: tuple[Stage, ...] = (), **settings: int) -> Stage:
@@ -74,3 +75,13 @@ def test_a_torn_marker_counts_as_none(tmp_path: Path) -> None:
     run(stage(tmp_path), "one")
     (tmp_path / "stages" / "sft.json").write_text('{"key": ')
     assert not stage(tmp_path).done
+
+
+def test_a_directory_belongs_to_one_demo_at_a_time(tmp_path: Path) -> None:
+    root = tmp_path / "demo"
+    with only_one(root), pytest.raises(UsageError, match="another demo is running"), only_one(root):
+        pass
+    with only_one(root):
+        run(stage(root), "one")
+        clear(root)
+        assert [path.name for path in root.iterdir()] == [".lock"]
