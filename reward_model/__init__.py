@@ -1,1 +1,3 @@
 """What a reward model is: contract, encoding, packing, one forward pass."""
+
+from reward_model import numerics as numerics
