@@ -25,6 +25,9 @@ SFT = {
     "from_scratch.hidden_size": 64,
     "from_scratch.intermediate_size": 192,
     "from_scratch.layers": 2,
+    # Heads of 32: the smallest that vLLM computes on the CPU.
+    "from_scratch.heads": 2,
+    "from_scratch.kv_heads": 2,
     "from_scratch.vocabulary": 512,
 }
 REWARD = {
