@@ -7,6 +7,7 @@ from trainer.demo.cells import CELLS, cell_path
 from trainer.demo.config import Scale
 
 MAX_LENGTH = 256
+HEAD_SIZE = 32  # the smallest that vLLM's CPU build computes
 MAX_NEW_TOKENS = 112
 VOCABULARY = 420
 SFT_BATCH, REWARD_BATCH = 16, 32
@@ -25,8 +26,8 @@ def sft_config(scale: Scale, seed: int, data: Path, output: Path) -> dict[str, A
             "hidden_size": scale.hidden_size,
             "intermediate_size": 3 * scale.hidden_size,
             "layers": scale.layers,
-            "heads": 4,
-            "kv_heads": 2,
+            "heads": scale.hidden_size // HEAD_SIZE,
+            "kv_heads": scale.hidden_size // HEAD_SIZE,
             "max_positions": 2 * MAX_LENGTH,
             "vocabulary": VOCABULARY,
         },

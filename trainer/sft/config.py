@@ -18,7 +18,9 @@ class FromScratch(Section):
     hidden_size: int = Field(default=128, gt=0)
     intermediate_size: int = Field(default=384, gt=0)
     layers: int = Field(default=4, gt=0)
-    heads: int = Field(default=4, gt=0)
+    heads: int = Field(
+        default=4, gt=0, description="vLLM on the CPU needs hidden_size / heads of 32 or more"
+    )
     kv_heads: int = Field(default=2, gt=0)
     max_positions: int = Field(default=1024, gt=0)
     vocabulary: int = Field(default=1024, ge=300, description="tokens of the byte-level BPE")
