@@ -14,9 +14,9 @@ def _evaluate(settings: EvaluationSettings) -> None:
     print(f"results written to {settings.output_dir / RESULTS}")
 
 
-def main() -> None:
-    sys.exit(run(EvaluationSettings, _evaluate, prog="python -m trainer.evaluation"))
+def main() -> int:
+    return run(EvaluationSettings, _evaluate, prog="python -m trainer.evaluation")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
