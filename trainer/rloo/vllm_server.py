@@ -98,7 +98,12 @@ class VllmServer:
         ]
 
     def _environment(self) -> dict[str, str]:
-        defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+        # Even in eager mode vLLM compiles some functions, for which the CPU needs g++.
+        defaults = {
+            "HF_HUB_OFFLINE": "1",
+            "TORCHDYNAMO_DISABLE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+        }
         fixed = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
         return defaults | dict(os.environ) | fixed
 
