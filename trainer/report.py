@@ -112,6 +112,7 @@ def curves(
     *,
     title: str = "",
     markers: bool = False,
+    colours: Mapping[str, str] | None = None,
 ) -> Figure:
     """One set of axes with a line per entry of ``series``: name -> (x, y)."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")

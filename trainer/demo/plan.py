@@ -112,8 +112,8 @@ def rloo_config(
             "max_new_tokens": MAX_NEW_TOKENS,
             "max_prompt_tokens": MAX_LENGTH - MAX_NEW_TOKENS,
         },
-        "objective": {"beta": 0.02},
-        "optimizer": {"learning_rate": 1e-3, "warmup": 0.05, "schedule": "constant"},
+        "objective": {"beta": 0.03},
+        "optimizer": {"learning_rate": 2e-4, "warmup": 0.05, "schedule": "constant"},
         "heldout": {
             "prompts": str(heldout),
             "samples_per_prompt": 4,

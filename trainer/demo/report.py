@@ -10,7 +10,7 @@ from trainer.demo.cells import CELLS
 from trainer.demo.outcome import Arm, read_samples
 from trainer.report import Cell, Report, curves, format_cell
 
-COLOURS = {"bt": "#b0413e", "bsr": "#2f6f9f"}
+COLOURS = {"BT": "#b0413e", "BSR": "#2f6f9f"}
 INTRODUCTION = (
     "A small town where the truth is a table, so that the gold reward of any text is known. A "
     "policy was trained from scratch on conversations; two reward models started from it and "
@@ -63,14 +63,14 @@ def build_report(
     report.figure(against_kl(arms), "Held-out prompts: proxy reward and gold against √KL.")
     for name, label in (("reward", "reward"), ("raw/gold", "gold"), ("kl", "KL, nats"),
                         ("length", "response tokens")):  # fmt: skip
-        series = {arm.name: _series(arm.rloo, name) for arm in arms}
-        report.figure(curves(series, "RLOO step", label), f"Training samples: {label}.")
+        series = {arm.name.upper(): _series(arm.rloo, name) for arm in arms}
+        report.figure(_curves(series, "RLOO step", label), f"Training samples: {label}.")
     report.heading("The reward models")
     report.figure(cell_bars(arms), "Pair accuracy on the five-way split, with 95 % intervals.")
-    series = {arm.name: _series(arm.training, "loss/preference") for arm in arms}
-    report.figure(curves(series, "step", "nats per pair"), "Preference loss.")
-    series = {arm.name: _series(arm.training, "train/batch_mean") for arm in arms}
-    report.figure(curves(series, "step", "reward"), "M, the mean reward of a batch.")
+    series = {arm.name.upper(): _series(arm.training, "loss/preference") for arm in arms}
+    report.figure(_curves(series, "step", "nats per pair"), "Preference loss.")
+    series = {arm.name.upper(): _series(arm.training, "train/batch_mean") for arm in arms}
+    report.figure(_curves(series, "step", "reward"), "M, the mean reward of a batch.")
     report.heading("The SFT policy")
     report.figure(
         curves({"sft": (sft["step"], sft["loss"])}, "step", "nats per token"), "Training loss."
@@ -89,7 +89,12 @@ def against_kl(arms: Sequence[Arm]) -> Figure:
     left, right = figure.subplots(1, 2)
     for arm in arms:
         roots = [point.root_kl for point in arm.points]
-        style = {"color": COLOURS.get(arm.name), "marker": "o", "markersize": 3, "linewidth": 1.6}
+        style = {
+            "color": COLOURS.get(arm.name.upper()),
+            "marker": "o",
+            "markersize": 3,
+            "linewidth": 1.6,
+        }
         left.plot(roots, [point.reward for point in arm.points], label=arm.name.upper(), **style)
         right.plot(roots, [point.gold for point in arm.points], label=arm.name.upper(), **style)
     left.set(xlabel="√KL to the SFT policy", ylabel="standardised reward", title="proxy")
@@ -108,7 +113,7 @@ def cell_bars(arms: Sequence[Arm]) -> Figure:
     for offset, arm in enumerate(arms):
         places = [place + (offset - (len(arms) - 1) / 2) * width for place in range(len(CELLS))]
         values = [arm.accuracy(cell) or 0.0 for cell in CELLS]
-        axes.bar(places, values, width, label=arm.name.upper(), color=COLOURS.get(arm.name))
+        axes.bar(places, values, width, label=arm.name.upper(), color=COLOURS.get(arm.name.upper()))
         for place, cell in zip(places, CELLS, strict=True):
             estimate = arm.cells[cell]["accuracy"]["estimate"]
             if estimate["low"] is not None:
@@ -116,7 +121,7 @@ def cell_bars(arms: Sequence[Arm]) -> Figure:
     axes.axhline(0.5, color="#586273", linewidth=1, linestyle="--")
     axes.set_xticks(range(len(CELLS)), [cell.replace("_", " ") for cell in CELLS])
     axes.set_ylabel("pair accuracy")
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="upper right")
     return figure
 
 
@@ -125,6 +130,12 @@ def _samples(report: Report, arm: Arm, directory: Path) -> None:
         report.text(f"{arm.name.upper()}, step {point.step}:")
         shown = read_samples(directory, point.step, 2)
         report.sample("\n\n".join(f"{p}\n→ {text}   [gold {g:.2f}]" for p, text, g in shown))
+
+
+def _curves(
+    series: Mapping[str, tuple[list[float], list[float]]], x_label: str, y_label: str
+) -> Figure:
+    return curves(series, x_label, y_label, colours=COLOURS)
 
 
 def _series(lines: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
