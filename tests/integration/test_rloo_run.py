@@ -66,9 +66,9 @@ def start(world: Path, url: str, name: str, *arguments: str) -> subprocess.Popen
         "generation.samples_per_prompt": 4, "generation.max_new_tokens": 24,
         "generation.max_prompt_tokens": 300, "heldout.prompts": world / "held.jsonl",
         "optimizer.learning_rate": 1e-3, "batch_size": 32, "epochs": 2, "checkpoint_steps": 2,
-        "tensorboard": "false",
     }  # fmt: skip
     flags = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+    flags.append("--no-tensorboard")
     command = [sys.executable, "-m", "trainer.rloo", *flags, *arguments]
     return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from reward_model.errors import SumzeroError
-from tests.checkpoints import tiny_checkpoint
+from tests.checkpoints import tiny_checkpoint, tiny_tokenizer
 from tests.conftest import VLLM_PYTHON
 from trainer.rloo.generation import Sampling
 from trainer.rloo.policy import Policy, load_policy
@@ -67,6 +67,7 @@ async def connected(server: VllmServer) -> AsyncIterator[VllmGenerator]:
     connection = VllmConnection(
         server.url,
         SAMPLING,
+        tiny_tokenizer(),
         process=server,
         request_timeout=120,
         restart_timeout=500,

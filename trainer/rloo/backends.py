@@ -39,7 +39,7 @@ async def open_generator(
         async with _embedded(settings, sampling, tokenizer, device) as embedded:
             yield embedded
     else:
-        async with _vllm(settings, sampling, weights, run_dir) as vllm:
+        async with _vllm(settings, sampling, tokenizer, weights, run_dir) as vllm:
             yield vllm
 
 
@@ -61,7 +61,11 @@ async def _embedded(
 
 @asynccontextmanager
 async def _vllm(
-    settings: Generation, sampling: Sampling, weights: Path, run_dir: Path
+    settings: Generation,
+    sampling: Sampling,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: Path,
+    run_dir: Path,
 ) -> AsyncIterator[VllmGenerator]:
     async with AsyncExitStack() as stack:
         servers: list[VllmServer | None] = [None] * len(settings.urls)
@@ -82,6 +86,7 @@ async def _vllm(
             VllmConnection(
                 url.rstrip("/"),
                 sampling,
+                tokenizer,
                 process=server,
                 request_timeout=settings.request_timeout,
                 restart_timeout=settings.start_timeout,

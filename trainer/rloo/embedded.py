@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trainer.rloo.generation import Gate, Sampling
+from trainer.rloo.generation import Gate, Sampling, response_text
 from trainer.rloo.samples import Sample
 from trainer.rloo.weight_sync import check_ready
 
@@ -122,7 +122,7 @@ class EmbeddedGenerator:
         ]
 
     def _finish(self, tokens: list[int], logprobs: list[float], ended: bool) -> Sample:
-        text = self._tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+        text = response_text(self._tokenizer, tokens, ended)
         return Sample(tuple(tokens), tuple(logprobs), ended, self.version, text)
 
 

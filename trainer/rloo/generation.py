@@ -8,6 +8,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
+from transformers import PreTrainedTokenizerBase
+
 from trainer.rloo.samples import Sample
 
 
@@ -34,6 +36,18 @@ class Generator(Protocol):
         """Take over the weights in ``path``; return once every sample to come uses them."""
 
     async def aclose(self) -> None: ...
+
+
+def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], ended: bool) -> str:
+    """The text of a response, without the stop token that ended it.
+
+    Decoded here rather than taken from a server, whose streaming decoder holds back the bytes of a
+    character that the last token left unfinished.
+    """
+    kept = list(token_ids[:-1] if ended else token_ids)
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
 
 
 def sampling_seed(run_seed: int, *parts: int | str) -> int:

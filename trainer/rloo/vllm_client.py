@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from transformers import PreTrainedTokenizerBase
 
 from reward_model.errors import SumzeroError, UsageError
-from trainer.rloo.generation import Gate, Sampling
+from trainer.rloo.generation import Gate, Sampling, response_text
 from trainer.rloo.samples import Sample
 from trainer.rloo.vllm_server import VllmServer
 from trainer.rloo.weight_sync import check_ready
@@ -39,6 +40,7 @@ class VllmConnection:
         self,
         url: str,
         sampling: Sampling,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         process: VllmServer | None,
         request_timeout: float,
@@ -50,6 +52,7 @@ class VllmConnection:
         self.model = ""
         self.max_model_len = 0
         self._sampling = sampling
+        self._tokenizer = tokenizer
         self._process = process
         self._restart_timeout = restart_timeout
         self._weights_dir = weights_dir
@@ -123,7 +126,6 @@ class VllmConnection:
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            "skip_special_tokens": True,
         }
         reply = await self._call("POST", "/v1/completions", json=body)
         # A server that was restarted in between answers with the weights it was started with.
@@ -131,7 +133,17 @@ class VllmConnection:
         choices = sorted(reply["choices"], key=lambda choice: choice["index"])
         if any(choice["finish_reason"] not in ("stop", "length") for choice in choices):
             raise Unavailable(f"{self.url}: somebody aborted a request")
-        return tuple(_sample(choice, version) for choice in choices)
+        return tuple(self._sample(choice, version) for choice in choices)
+
+    def _sample(self, choice: dict[str, Any], version: int) -> Sample:
+        token_ids, ended = tuple(choice["token_ids"]), choice["finish_reason"] == "stop"
+        return Sample(
+            token_ids=token_ids,
+            logprobs=tuple(choice["logprobs"]["token_logprobs"]),
+            ended=ended,
+            version=version,
+            text=response_text(self._tokenizer, token_ids, ended),
+        )
 
     async def _check_version(self) -> None:
         if self._weights is not None:
@@ -239,13 +251,3 @@ class VllmGenerator:
     async def aclose(self) -> None:
         for connection in self.connections:
             await connection.aclose()
-
-
-def _sample(choice: dict[str, Any], version: int) -> Sample:
-    return Sample(
-        token_ids=tuple(choice["token_ids"]),
-        logprobs=tuple(choice["logprobs"]["token_logprobs"]),
-        ended=choice["finish_reason"] == "stop",
-        version=version,
-        text=choice["text"],
-    )

@@ -70,18 +70,18 @@ class VllmDouble:
     async def _completions(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
-        version = self.version
+        held = int(self.version) if self.version.isdigit() else 0
         await asyncio.sleep(self.seconds)
         if self.failures:
             return JSONResponse({"error": "as told"}, status_code=self.failures.pop())
         reason = "stop"
         if self.aborts:
             self.aborts, reason = self.aborts - 1, "abort"
-        tokens = [5, 6, 2]
+        tokens = [10 + held, 6, 2]  # the first token tells which weights wrote it
         choices = [
             {
                 "index": n,
-                "text": version,
+                "text": "the server's own",
                 "token_ids": tokens,
                 "logprobs": {"token_logprobs": [-1.0] * len(tokens)},
                 "finish_reason": reason,

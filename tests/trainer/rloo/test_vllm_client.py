@@ -11,20 +11,22 @@ from pathlib import Path
 import pytest
 
 from reward_model.errors import CheckpointError, SumzeroError, UsageError
+from tests.checkpoints import tiny_tokenizer
 from tests.trainer.rloo.http_servers import ScoreDouble, VllmDouble, serving
 from trainer.rloo.generation import Sampling
 from trainer.rloo.vllm_client import VllmConnection, VllmGenerator
 from trainer.rloo.weight_sync import READY
 
 SAMPLING = Sampling(0.7, 16, (2, 9))
+TOKENIZER = tiny_tokenizer()
 
 
 @asynccontextmanager
 async def connected(*urls: str, restart_timeout: float = 5.0, weights_dir: str | None = None):
     connections = [
         VllmConnection(
-            url, SAMPLING, process=None, request_timeout=5, restart_timeout=restart_timeout,
-            max_in_flight=8, weights_dir=weights_dir,
+            url, SAMPLING, TOKENIZER, process=None, request_timeout=5, 
+            restart_timeout=restart_timeout, max_in_flight=8, weights_dir=weights_dir,
         )
         for url in urls
     ]  # fmt: skip
@@ -71,7 +73,8 @@ async def test_asks_for_the_untouched_distribution_at_the_temperature(tmp_path):
     assert {name: body[name] for name in wanted} == wanted
     assert "seed" not in body  # kills the CPU engine when a prompt is read in two pieces
     assert [sample.version for sample in samples] == [3] * 4
-    assert samples[0].token_ids == (5, 6, 2)
+    assert samples[0].token_ids == (13, 6, 2)
+    assert samples[0].text == TOKENIZER.decode([13, 6])
     assert samples[0].ended
 
 
@@ -88,8 +91,8 @@ async def test_no_request_is_under_way_while_weights_change(tmp_path):
             later = [asyncio.create_task(generator.generate((1,), 2, seed=n)) for n in range(4)]
             groups = [await task for task in (*first, *later)]
             await publishing
-    told = [(sample.version, sample.text) for group in groups for sample in group]
-    assert told == [(1, "1")] * 8 + [(2, "2")] * 8, "the server's word is the client's stamp"
+    told = [(10 + sample.version, sample.token_ids[0]) for group in groups for sample in group]
+    assert told == [(11, 11)] * 8 + [(12, 12)] * 8, "the weights that wrote are the version stamped"
 
 
 async def test_every_server_confirms_before_a_version_counts(tmp_path):
@@ -115,7 +118,7 @@ async def test_a_passing_fault_is_survived(tmp_path, fault):
             else:
                 double.version = "default"  # what a restarted server says
             samples = await generator.generate((1,), 2, seed=0)
-    assert [(sample.version, sample.text) for sample in samples] == [(1, "1")] * 2
+    assert [(10 + sample.version, sample.token_ids[0]) for sample in samples] == [(11, 11)] * 2
     assert double.version == "1"
 
 
