@@ -15,9 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from reward_model.backbone import is_causal, position_offset
 from reward_model.contract import Contract
+from reward_model.custom import is_custom
 from reward_model.errors import CheckpointError
-from reward_model.head import last_linear
+from reward_model.head import find_last_linear, last_linear
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
@@ -53,11 +55,19 @@ def load_classifier(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> 
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: cannot be opened as a reward model: {reason}") from error
     missing = sorted(info["missing_keys"])
+    own_code = _stored_config(path).get("auto_map", {}).get("AutoModelForSequenceClassification")
+    if missing and own_code and not is_custom(model):
+        raise CheckpointError(
+            f"{path}: its score head is code of its own ({own_code}), which is run only where "
+            "trust_remote_code is set; read it first"
+        )
     if missing:
         raise CheckpointError(
             f"{path}: no trained reward head: {', '.join(missing[:3])} not in the weights and "
             "would be random; train one with `python -m trainer.reward` or give another checkpoint"
         )
+    if is_custom(model) and find_last_linear(model) is None:
+        return model
     if model.config.num_labels != 1:
         raise CheckpointError(
             f"{path}: {model.config.num_labels} labels; a reward model has exactly one"
@@ -90,13 +100,13 @@ def infer_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         starts_with_bos = _template_starts_with(tokenizer, bos)
     else:
         starts_with_bos = bos is not None and probe[:1] == [bos]
-    causal = _is_causal(model.config)
+    causal = _reads_last(model)
     return Contract(
         template_source="inferred",
         bos="one" if starts_with_bos else "none",
         append_eos=not causal and tokenizer.sep_token_id is not None,
         pooling="last" if causal else _encoder_pooling(model.config),
-        max_length=_max_length(model.config, tokenizer),
+        max_length=_max_length(model, tokenizer),
         base_model=model.config.name_or_path or None,
     )
 
@@ -140,8 +150,8 @@ def new_classifier(
     _refuse_missing(name_or_path, model, info["missing_keys"])
     _init_head(linear, seed)
     _complete_tokenizer(model, tokenizer, chat_template)
-    causal = _is_causal(config)
-    limit = _max_length(config, tokenizer)
+    causal = _reads_last(model)
+    limit = _max_length(model, tokenizer)
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     contract = Contract(
         bos="one" if not causal or _template_starts_with(tokenizer, bos) else "none",
@@ -161,18 +171,22 @@ def _stored_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _is_causal(config: PretrainedConfig) -> bool:
-    return config.model_type not in {
-        "bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2", "electra", "distilbert",
-    }  # fmt: skip
+def _reads_last(model: PreTrainedModel) -> bool:
+    """Whether the score is read at the last token: decoders, whose head transformers calls score.
+
+    What attention says of itself comes first; a few old architectures say nothing.
+    """
+    told = is_causal(model)
+    return hasattr(model, "score") if told is None else told
 
 
 def _encoder_pooling(config: PretrainedConfig) -> Any:
-    return getattr(config, "classifier_pooling", "cls")
+    return "mean" if getattr(config, "classifier_pooling", "cls") == "mean" else "cls"
 
 
-def _max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    positions = getattr(config, "max_position_embeddings", None) or FALLBACK_MAX_LENGTH
+def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None) or FALLBACK_MAX_LENGTH
+    positions -= position_offset(getattr(model, model.base_model_prefix, model))
     return int(min(positions, tokenizer.model_max_length))
 
 

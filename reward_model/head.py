@@ -17,17 +17,24 @@ from reward_model.packing import ROW_MULTIPLE, PackedBatch
 _LINEAR_NAMES = ("score", "classifier")
 
 
+def find_last_linear(model: PreTrainedModel) -> nn.Linear | None:
+    """W_p, or None where no layer has one of the names that transformers gives it."""
+    for name in _LINEAR_NAMES:
+        layer = getattr(model, name, None)
+        layer = getattr(layer, "out_proj", layer)
+        if isinstance(layer, nn.Linear) and layer.out_features == 1:
+            return layer
+    return None
+
+
 def last_linear(model: PreTrainedModel) -> nn.Linear:
     """W_p of a sequence classifier with one label.
 
     Raises:
         CheckpointError: the architecture's head is not one that is understood here.
     """
-    for name in _LINEAR_NAMES:
-        layer = getattr(model, name, None)
-        layer = getattr(layer, "out_proj", layer)
-        if isinstance(layer, nn.Linear):
-            return layer
+    if (layer := find_last_linear(model)) is not None:
+        return layer
     raise CheckpointError(
         f"{type(model).__name__}: no linear score head named {' or '.join(_LINEAR_NAMES)}"
     )
@@ -36,13 +43,20 @@ def last_linear(model: PreTrainedModel) -> nn.Linear:
 def transform(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
     """What stands between the pooled hidden state [N, H] and the last linear layer, if anything."""
     backbone = getattr(model, model.base_model_prefix)
-    pooler = getattr(backbone, "pooler", None)
-    if pooler is not None:  # BERT: dense and tanh on the first position
-        return lambda pooled_NH: pooler(pooled_NH[:, None])
+    for owner in (model, backbone):
+        pooler = getattr(owner, "pooler", None)
+        if isinstance(pooler, nn.Linear):  # ALBERT keeps its activation beside it
+            return lambda pooled_NH: backbone.pooler_activation(pooler(pooled_NH))
+        if pooler is not None:  # BERT and DeBERTa: a module that reads the first position
+            return lambda pooled_NH: pooler(pooled_NH[:, None])
     if isinstance(head := getattr(model, "head", None), nn.Module):  # ModernBERT
         return head
-    if (dense := getattr(getattr(model, "classifier", None), "dense", None)) is not None:  # RoBERTa
-        return lambda pooled_NH: torch.tanh(dense(pooled_NH))
+    classifier = getattr(model, "classifier", None)
+    if (dense := getattr(classifier, "dense", None)) is not None:  # RoBERTa, ELECTRA
+        activation: Callable[[Tensor], Tensor] = getattr(classifier, "activation", torch.tanh)
+        return lambda pooled_NH: activation(dense(pooled_NH))
+    if (before := getattr(model, "pre_classifier", None)) is not None:  # DistilBERT
+        return lambda pooled_NH: torch.relu(before(pooled_NH))
     return None
 
 

@@ -9,16 +9,27 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_model import atomic, head
-from reward_model.backbone import packed_hidden_states, use_packed_attention
+from reward_model.backbone import (
+    packed_hidden_states,
+    packing_obstacle,
+    use_own_attention,
+    use_packed_attention,
+)
 from reward_model.checkpoint import infer_contract, load_classifier, load_tokenizer, new_classifier
 from reward_model.contract import FILE_NAME, Contract
+from reward_model.custom import custom_rewards, is_custom
 from reward_model.encode import Encoder
+from reward_model.errors import CheckpointError
 from reward_model.packing import PackedBatch, pack
+from reward_model.parity import agrees
 
 
 @dataclass(frozen=True, eq=False)
 class RewardOutput:
-    """``rewards_N``: raw scores, float32. ``hidden_NH``: h, what entered the last linear layer."""
+    """``rewards_N``: raw scores, float32. ``hidden_NH``: h, what entered the last linear layer.
+
+    The hidden states of a head that only its own code knows are not known: [N, 0].
+    """
 
     rewards_N: Tensor
     hidden_NH: Tensor
@@ -27,7 +38,8 @@ class RewardOutput:
 class RewardModel(nn.Module):
     """r(x, y) = W_pᵀ h(x, y) for every sequence of a packed batch.
 
-    Training, evaluation and serving all go through :meth:`forward`.
+    Training, evaluation and serving all go through :meth:`forward`. ``obstacle`` says why a model
+    gets one sequence per forward; None: batches are packed and prefixes shared.
     """
 
     def __init__(
@@ -43,7 +55,16 @@ class RewardModel(nn.Module):
         self.encoder = Encoder(
             tokenizer, contract, classifier.get_input_embeddings().weight.shape[0]
         )
-        use_packed_attention(classifier)
+        self.custom = is_custom(classifier) and head.find_last_linear(classifier) is None
+        self.obstacle = (
+            "the score head is the checkpoint's own code"
+            if self.custom
+            else packing_obstacle(classifier)
+        )
+        if self.obstacle is None:
+            use_packed_attention(classifier)
+        else:
+            use_own_attention(classifier)
 
     @classmethod
     def load(
@@ -67,8 +88,8 @@ class RewardModel(nn.Module):
         tokenizer = load_tokenizer(path, trust_remote_code)
         own = (path / FILE_NAME).exists()
         contract = Contract.read(path) if own else infer_contract(classifier, tokenizer)
-        model = cls(classifier, tokenizer, contract.verify(path))
-        return model.to(device).eval()
+        model = cls(classifier, tokenizer, contract.verify(path)).to(device).eval()
+        return model._check_parity(path)
 
     @classmethod
     def from_backbone(
@@ -98,7 +119,7 @@ class RewardModel(nn.Module):
             max_length=max_length,
             trust_remote_code=trust_remote_code,
         )
-        return cls(classifier, tokenizer, contract)
+        return cls(classifier, tokenizer, contract)._check_parity(name_or_directory)
 
     @property
     def causal(self) -> bool:
@@ -118,11 +139,11 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.head.weight.dtype
+        return next(self.parameters()).dtype
 
     @property
     def model_version(self) -> str | None:
@@ -130,16 +151,34 @@ class RewardModel(nn.Module):
 
     def pack(self, sequences: Sequence[Sequence[int]], *, share_prefix: bool = True) -> PackedBatch:
         """Pack token ids for :meth:`forward`, on the model's device."""
+        share_prefix = share_prefix and self.obstacle is None
         return pack(sequences, causal=self.causal, share_prefix=share_prefix).to(self.device)
 
     def forward(self, packed: PackedBatch) -> RewardOutput:
         """Rewards [N], float32, and the hidden states [N, H] they were read from."""
+        if self.custom:
+            rewards_N = custom_rewards(self.classifier, packed)
+            return RewardOutput(rewards_N, rewards_N.new_empty(len(packed), 0))
         hidden_TH = packed_hidden_states(self.backbone, packed)
         pad_id = self.classifier.config.pad_token_id
         hidden_NH = head.pool(hidden_TH, packed, self.contract.pooling, pad_id)
         if (function := head.transform(self.classifier)) is not None:
             hidden_NH = head.apply_transform(function, hidden_NH)
         return RewardOutput(head.rewards(hidden_NH, self.head), hidden_NH)
+
+    def _check_parity(self, name: str | Path) -> "RewardModel":
+        """Take the model's own attention where ours does not compute the same; refuse the rest."""
+        if self.custom or agrees(self):
+            return self
+        if self.obstacle is None:
+            self.obstacle = "packed attention does not compute what this model's own does"
+            use_own_attention(self.classifier)
+            if agrees(self):
+                return self
+        raise CheckpointError(
+            f"{name}: how {type(self.classifier).__name__} makes a score of its hidden states is "
+            "not understood here: its own forward gives another one"
+        )
 
     def save(self, directory: str | Path, contract: Contract | None = None) -> Contract:
         """Write a checkpoint that transformers, vLLM and the service open; atomic.

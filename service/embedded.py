@@ -172,6 +172,7 @@ def _describe(replica: Replica) -> dict[str, str | int | float | bool]:
     test = replica.self_test
     return {
         "scoring": replica.scoring,
+        "scoring_reason": replica.scoring_reason or "",
         "share_prefix": replica.share_prefix and replica.model.causal,
         "self_test_passed": test is not None and test.passed,
         "self_test_compared": 0 if test is None else test.compared,

@@ -47,7 +47,8 @@ class Replica:
         self.name = name
         self.model = model
         self.share_prefix = share_prefix
-        self.scoring: Scoring = "packed"
+        self.scoring: Scoring = "packed" if model.obstacle is None else "one sequence per forward"
+        self.scoring_reason = model.obstacle
         self.self_test: SelfTest | None = None
         self.tokens_per_second = 0.0
         self._bisections = 0
@@ -66,6 +67,7 @@ class Replica:
         self.self_test = self_test(self.model)
         if not self.self_test.passed:
             self.scoring = "one sequence per forward"
+            self.scoring_reason = "the self-test failed"
             logger.warning(
                 "model %s: self-test failed, %d of %d packed scores differ from single ones; "
                 "scoring one sequence per forward",

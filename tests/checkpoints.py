@@ -19,6 +19,9 @@ Task = Literal["reward", "causal", "backbone"]
 
 DECODERS = ("qwen2", "qwen3", "llama", "mistral", "gemma", "gemma2")
 ENCODERS = ("bert", "modernbert")
+FOREIGN_ENCODERS = ("roberta", "electra", "distilbert", "albert")
+UNPACKED = ("deberta-v2", "mixtral", "phi3")
+"""Architectures that get one sequence per forward; phi3 here with longrope."""
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -54,12 +57,40 @@ _SPECIFIC: dict[str, dict[str, object]] = {
     },
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "modernbert": {"local_attention": 64, "global_attn_every_n_layers": 2},
+    "roberta": {"max_position_embeddings": 514},
+    "electra": {"embedding_size": 32},
+    "distilbert": {"dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4},
+    "albert": {"embedding_size": 32, "classifier_dropout_prob": 0.0},
+    "eurobert": {"num_key_value_heads": 4},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "pooler_dropout": 0.0,
+    },
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "phi3": {
+        "num_key_value_heads": 2,
+        "original_max_position_embeddings": 128,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+            "original_max_position_embeddings": 128,
+        },
+    },
 }
 _AUTO = {
     "reward": AutoModelForSequenceClassification,
     "causal": AutoModelForCausalLM,
     "backbone": AutoModel,
 }
+
+
+def is_encoder(architecture: str) -> bool:
+    return architecture in (*ENCODERS, *FOREIGN_ENCODERS, "deberta-v2", "eurobert")
 
 
 @cache
@@ -92,13 +123,14 @@ def tiny_model(
     architecture: str, task: Task = "reward", seed: int = 0, **overrides: object
 ) -> PreTrainedModel:
     """A random model with weights large enough for scores to differ."""
-    encoder = architecture in ENCODERS
+    encoder = is_encoder(architecture)
     tokenizer = tiny_tokenizer(encoder)
     settings: dict[str, object] = {**_COMMON, **_SPECIFIC[architecture]}
     settings |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     settings |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     if encoder:
         settings |= {"cls_token_id": 1, "sep_token_id": 2, "max_position_embeddings": 512}
+        settings |= _SPECIFIC[architecture]
     if task == "reward":
         settings |= {"num_labels": 1, "problem_type": "regression"}
     config = AutoConfig.for_model(architecture, **(settings | overrides))
@@ -122,5 +154,5 @@ def tiny_checkpoint(
 ) -> Path:
     """Write a tiny checkpoint with its tokenizer to ``directory`` and return it."""
     tiny_model(architecture, task, seed, **overrides).save_pretrained(directory)
-    tiny_tokenizer(architecture in ENCODERS).save_pretrained(directory)
+    tiny_tokenizer(is_encoder(architecture)).save_pretrained(directory)
     return directory
