@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from reward_model.chat_format import ChatFormat
 from reward_model.contract import Contract
 from reward_model.errors import ItemError
 
@@ -36,20 +37,32 @@ class Encoder:
         tokenizer: with a chat template where messages are to be encoded.
         contract: BOS and EOS rule and maximum length.
         vocab_size: rows of the embedding matrix; ids at or above it are refused.
+        chat_format: the template in which texts come, if not the model's own: they are read back
+            into messages and rendered in the model's template.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", contract: Contract, vocab_size: int
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        contract: Contract,
+        vocab_size: int,
+        chat_format: ChatFormat | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.contract = contract
         self.vocab_size = vocab_size
+        self.chat_format = chat_format
         # A fast tokenizer's padding and truncation state is shared and not thread safe.
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without its lock, to pass from a Ray replica to its ingress."""
-        return Encoder, (self.tokenizer, self.contract, self.vocab_size)
+        return Encoder, (self.tokenizer, self.contract, self.vocab_size, self.chat_format)
+
+    def reading(self, chat_format: str | None) -> "Encoder":
+        """The same encoder for texts in another chat format (see :meth:`ChatFormat.of`)."""
+        form = None if chat_format is None else ChatFormat.of(chat_format)
+        return Encoder(self.tokenizer, self.contract, self.vocab_size, form)
 
     def messages(
         self, messages: Sequence[Mapping[str, Any]], truncation: Truncation = "error"
@@ -59,7 +72,7 @@ class Encoder:
         Raises:
             ItemError: ``template_failed``, ``too_long`` or ``empty``.
         """
-        return self.text(self.render(messages), truncation)
+        return self._tokenize(self.render(messages), truncation)
 
     def prompt_response(
         self,
@@ -72,7 +85,17 @@ class Encoder:
         return self.messages([*turns, {"role": "assistant", "content": response}], truncation)
 
     def text(self, text: str, truncation: Truncation = "error") -> TokenizedItem:
-        """Text that already holds the template's special tokens."""
+        """Text that already holds a template's special tokens: the model's, or ``chat_format``'s.
+
+        Raises:
+            ItemError: ``too_long`` or ``empty``; ``template_failed`` where ``chat_format`` is set
+                and the text is not in it.
+        """
+        if self.chat_format is not None:
+            return self.messages(self.chat_format.parse(text), truncation)
+        return self._tokenize(text, truncation)
+
+    def _tokenize(self, text: str, truncation: Truncation) -> TokenizedItem:
         with self._lock:
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return self._fit(self._delimit(list(ids)), truncation)

@@ -157,12 +157,13 @@ def served_model(own: ModelSettings, settings: ServiceSettings, replica: Replica
         name=own.name,
         version=str(model.model_version),
         contract=model.contract,
-        encoder=model.encoder,
+        encoder=model.encoder.reading(own.chat_format or settings.chat_format),
         truncation=own.truncation or settings.truncation,
         details={
             "architecture": type(model.classifier).__name__,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
+            "chat_format": own.chat_format or settings.chat_format or "",
             **_describe(replica),
         },
     )

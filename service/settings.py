@@ -3,13 +3,26 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from reward_model.chat_format import ChatFormat
 from reward_model.command import Section, Settings
 from reward_model.encode import Truncation
+from reward_model.errors import UsageError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def _known_format(source: str) -> str:
+    try:
+        ChatFormat.of(source)
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix("chat_format: ")) from None
+    return source
+
+
+ChatFormatName = Annotated[str, AfterValidator(_known_format)]
 
 
 class ModelSettings(Section):
@@ -18,6 +31,7 @@ class ModelSettings(Section):
     path: Path
     name: str
     truncation: Truncation | None = None
+    chat_format: ChatFormatName | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -61,6 +75,10 @@ class ServiceSettings(Settings):
     """How long SIGTERM waits for accepted requests."""
     truncation: Truncation = "error"
     """What the foreign protocols do with a too long item, unless the model says otherwise."""
+    chat_format: ChatFormatName | None = None
+    """The chat template of the texts that clients send, if not the model's own: chatml, gemma,
+    llama2, llama3, mistral, zephyr or a directory with the policy's tokenizer. Such texts are read
+    back into messages and rendered in the model's template. A model may say otherwise."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Keys of which a request must carry one; none means no authentication."""
     log_format: Literal["plain", "json"] = "plain"
