@@ -180,14 +180,23 @@ class RewardModel(nn.Module):
             "not understood here: its own forward gives another one"
         )
 
-    def save(self, directory: str | Path, contract: Contract | None = None) -> Contract:
+    def save(
+        self,
+        directory: str | Path,
+        contract: Contract | None = None,
+        *,
+        weights: dict[str, Tensor] | None = None,
+    ) -> Contract:
         """Write a checkpoint that transformers, vLLM and the service open; atomic.
+
+        Args:
+            weights: of the classifier, where they are not simply its own: merged, or gathered.
 
         Returns:
             The contract as written, with the new ``model_version``.
         """
         with atomic.directory(Path(directory)) as temporary:
-            self.classifier.save_pretrained(temporary)
+            self.classifier.save_pretrained(temporary, state_dict=weights)
             self.tokenizer.save_pretrained(temporary)
             return (contract or self.contract).write(temporary)
 

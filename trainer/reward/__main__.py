@@ -10,11 +10,15 @@ def _command(settings: RewardSettings) -> None:
     # Imported here so that --help and a wrong key answer at once.
     from transformers.utils import logging
 
+    from trainer.reward.sweep import sweep
     from trainer.reward.train import train
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # a fresh head is what is wanted here, not a warning
-    train(settings)
+    if settings.seeds > 1:
+        sweep(settings)
+    else:
+        train(settings)
 
 
 def main() -> int:

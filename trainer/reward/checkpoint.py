@@ -1,13 +1,15 @@
 """Training checkpoints: atomic, and enough to go on to the same weights.
 
-``<run>/checkpoints/step-00000120/`` holds ``model/`` (a complete checkpoint that can be served),
-``optimiser.safetensors`` (AdamW's moments) and ``state.json``. The order of data and the learning
-rate are functions of the step, so nothing else has to be kept.
+``<run>/checkpoints/step-00000120/`` holds ``model/`` (a complete checkpoint that can be served;
+with LoRA ``trained.safetensors`` instead, the adapters and the head), ``optimiser.safetensors``
+(AdamW's moments) and ``state.json``. The order of data and the learning rate are functions of the
+step, so nothing else has to be kept.
 """
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,37 +17,41 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reward_model import atomic
-from reward_model.contract import Contract
 from reward_model.errors import UsageError
-from reward_model.model import RewardModel
+from trainer.reward.best import Best
+from trainer.reward.sharding import divided_like, whole
 
-MODEL, OPTIMISER, STATE = "model", "optimiser.safetensors", "state.json"
+MODEL, TRAINED = "model", "trained.safetensors"
+OPTIMISER, STATE = "optimiser.safetensors", "state.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is. ``tokens`` and ``seconds`` were spent on training steps."""
+    """How far a run is, and its best so far; ``tokens`` and ``seconds`` of training steps."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    best: Best = field(default_factory=Best)
 
 
 def save(
     run_dir: Path,
     progress: Progress,
-    model: RewardModel,
-    optimiser: torch.optim.Optimizer,
-    contract: Contract,
+    write_weights: Callable[[Path], object],
+    optimiser_state: Mapping[str, Tensor],
     *,
     data_fingerprint: str,
     keep: int,
 ) -> None:
-    """Write the checkpoint of ``progress.step``, whole or not at all, and drop old ones."""
+    """Write the checkpoint of ``progress.step``, whole or not at all, and drop old ones.
+
+    ``write_weights`` writes what is trained into the directory that it is given.
+    """
     path = _directory(run_dir, progress.step)
     with atomic.directory(path) as temporary:
-        model.save(temporary / MODEL, contract)
-        save_file(optimiser_tensors(model, optimiser), temporary / OPTIMISER)
+        write_weights(temporary)
+        save_file(dict(optimiser_state), temporary / OPTIMISER)
         state = {"progress": asdict(progress), "data": data_fingerprint}
         atomic.write_text(temporary / STATE, json.dumps(state) + "\n")
     for old in _complete(run_dir)[:-keep]:
@@ -69,15 +75,16 @@ def read_progress(checkpoint: Path, data_fingerprint: str) -> Progress:
             f"{checkpoint}: data.train has changed since; put it back, choose another output_dir, "
             "or --restart"
         )
-    return Progress(**state["progress"])
+    stored = state["progress"]
+    return Progress(**stored | {"best": Best(**stored.get("best", {}))})
 
 
 def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as ``<parameter>/<moment>``: tensors."""
+    """The optimiser's state as ``<parameter>/<moment>``: tensors. All ranks ask together."""
     tensors = {}
     for name, parameter in model.named_parameters():
         for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = torch.as_tensor(value).contiguous().cpu()
+            tensors[f"{name}/{key}"] = whole(torch.as_tensor(value)).contiguous().cpu()
     return tensors
 
 
@@ -94,9 +101,24 @@ def restore_optimiser(checkpoint: Path, model: nn.Module, optimiser: torch.optim
         if parameter_name not in parameters:
             raise UsageError(f"{checkpoint / OPTIMISER}: {parameter_name} is not in the model")
         parameter = parameters[parameter_name]
-        # AdamW keeps its step counter on the CPU, in float32, whatever the parameter is.
-        on = value if key == "step" else value.to(parameter.device)
+        # The fused AdamW keeps its step counter, a float32 scalar, where the parameter is.
+        on = value.to(parameter.device) if key == "step" else divided_like(value, parameter)
         optimiser.state[parameter][key] = on
+
+
+def restore_trained(checkpoint: Path, model: nn.Module) -> None:
+    """Put stored adapters and the head back.
+
+    Raises:
+        UsageError: they belong to other parameters.
+    """
+    parameters = dict(model.named_parameters())
+    stored = load_file(checkpoint / TRAINED)
+    if stored.keys() != {name for name, one in parameters.items() if one.requires_grad}:
+        raise UsageError(f"{checkpoint / TRAINED}: holds other parameters than are trained")
+    with torch.no_grad():
+        for name, value in stored.items():
+            parameters[name].copy_(value)
 
 
 def _directory(run_dir: Path, step: int) -> Path:

@@ -123,6 +123,25 @@ class ComputeSettings(Section):
     micro_batch_pairs: int | None = Field(
         default=None, gt=0, description="pairs at once; required by loss.scope micro"
     )
+    activation_checkpointing: bool = Field(
+        default=False, description="compute activations again in the backward pass: less memory"
+    )
+    liger: bool = Field(
+        default=False, description="Liger's fused kernels; CUDA, pip install liger-kernel"
+    )
+    compile: bool = Field(default=False, description="torch.compile the layers' feed-forward parts")
+
+
+class LoraSettings(Section):
+    """Low-rank adapters on every linear layer of the backbone, through PEFT; the head is trained
+    whole."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32.0, gt=0, description="adapters count alpha / rank times")
+    save: Literal["merged", "adapter"] = Field(
+        default="merged",
+        description="adapter: write adapter/ alone; merged: that, and model/ with it added in",
+    )
 
 
 class RunSettings(Section):
@@ -138,6 +157,23 @@ class RunSettings(Section):
         default=128, gt=0, description="train pairs measured at each validation, from step 0 on"
     )
     tensorboard: bool = True
+    wandb: str | None = Field(
+        default=None, description="Weights & Biases project to log to; pip install wandb"
+    )
+    best_by: str | None = Field(
+        default=None,
+        description="keep the best model too, by this measurement: validation/NAME/accuracy",
+    )
+    best_is: Literal["highest", "lowest"] = "highest"
+    patience: int | None = Field(
+        default=None, gt=0, description="stop after so many validations in a row without a best"
+    )
+
+    @model_validator(mode="after")
+    def _patience_needs_a_measure(self) -> "RunSettings":
+        if self.patience is not None and self.best_by is None:
+            raise ValueError("patience needs best_by: by which measurement?")
+        return self
 
 
 class RewardSettings(Settings):
@@ -150,7 +186,13 @@ class RewardSettings(Settings):
     optimiser: OptimiserSettings
     compute: ComputeSettings = ComputeSettings()
     run: RunSettings = RunSettings()
+    lora: LoraSettings | None = Field(default=None, description="train adapters, not all weights")
     seed: int = Field(default=0, description="of the head's first weights and the order of data")
+    seeds: int = Field(
+        default=1,
+        gt=0,
+        description="train so many seeds from seed on, each in seed-N/, and compare",
+    )
     chat_template: Path | None = Field(
         default=None, description="Jinja file to use instead of the tokenizer's own template"
     )

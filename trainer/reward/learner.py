@@ -5,14 +5,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import Tensor
 
+from reward_model.contract import Contract
 from reward_model.errors import SumzeroError
 from reward_model.model import RewardModel, RewardOutput
+from trainer.reward import acceleration, checkpoint, lora, sharding
 from trainer.reward.config import RewardSettings
 from trainer.reward.examples import Example, cut_by_cost, rank_share
 from trainer.reward.objective import MicroBatch, Outcome, accumulate_gradients
@@ -42,26 +46,45 @@ class Learner:
         model: from a backbone or a checkpoint; its head's bias is kept at 0.
         settings: of the run.
         use_margin: whether the examples' margins enter the loss.
+        resumed: checkpoint that the optimiser, and adapters, go on from; ``model`` comes from it.
     """
 
-    def __init__(self, model: RewardModel, settings: RewardSettings, *, use_margin: bool) -> None:
+    def __init__(
+        self,
+        model: RewardModel,
+        settings: RewardSettings,
+        *,
+        use_margin: bool,
+        resumed: Path | None = None,
+    ) -> None:
         self.settings = settings
         self.use_margin = use_margin
         self.count = TokenCount()
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         if model.head.bias is not None:
             model.head.bias.requires_grad_(False)
+        self.adapters = None
+        if settings.lora is not None:
+            self.adapters = lora.add_adapters(model, settings.lora, seed=settings.seed)
+            if resumed is not None:
+                checkpoint.restore_trained(resumed, model)
+        acceleration.apply(model, settings.compute)
+        self.model = model.train().to(self.accelerator.device)
+        self.sharded = sharding.is_asked_for()
+        if self.sharded:
+            sharding.shard(self.model)
+        self.wrapped = self.model if self.sharded else self.accelerator.prepare(self.model)
         options = settings.optimiser
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(
+        self.optimiser = torch.optim.AdamW(
             trained,
             lr=options.lr,
             betas=(options.beta1, options.beta2),
             weight_decay=options.weight_decay,
+            fused=True,
         )
-        self.model = model.train().to(self.accelerator.device)
-        self.wrapped = self.accelerator.prepare(self.model)
-        self.optimiser = optimiser
+        if resumed is not None:
+            checkpoint.restore_optimiser(resumed, model, self.optimiser)
 
     @property
     def main(self) -> bool:
@@ -82,8 +105,10 @@ class Learner:
             self.accelerator.device,
             self._unsynchronised,
         )
-        norm = self.accelerator.clip_grad_norm_(
-            self.wrapped.parameters(), self.settings.optimiser.max_grad_norm
+        norm = sharding.whole(
+            torch.nn.utils.clip_grad_norm_(
+                self.wrapped.parameters(), self.settings.optimiser.max_grad_norm
+            )
         )
         if not math.isfinite(outcome.loss) or not math.isfinite(float(norm)):
             raise SumzeroError(
@@ -111,6 +136,58 @@ class Learner:
         self.count = TokenCount()
         tokens, computed = sum_over_ranks(local).tolist()
         return TokenCount(tokens, computed)
+
+    def save_checkpoint(
+        self,
+        run_dir: Path,
+        progress: checkpoint.Progress,
+        contract: Contract,
+        *,
+        data_fingerprint: str,
+        keep: int,
+    ) -> None:
+        """Write a checkpoint to go on from. All ranks have to call it together."""
+        weights = self._gathered_weights()
+        optimiser_state = checkpoint.optimiser_tensors(self.model, self.optimiser)
+
+        def write_weights(directory: Path) -> None:
+            if self.adapters is None:
+                self.model.save(directory / checkpoint.MODEL, contract, weights=weights)
+            else:
+                save_file(lora.trained_tensors(self.model), directory / checkpoint.TRAINED)
+
+        if self.main:
+            checkpoint.save(
+                run_dir,
+                progress,
+                write_weights,
+                optimiser_state,
+                data_fingerprint=data_fingerprint,
+                keep=keep,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, directory: Path, contract: Contract) -> Contract:
+        """Write a model that can be served, adapters merged. All ranks have to call it together."""
+        weights = self._gathered_weights()
+        if self.adapters is not None:
+            weights = lora.merged_weights(self.model)
+        if self.main:
+            contract = self.model.save(directory, contract, weights=weights)
+        self.accelerator.wait_for_everyone()
+        return contract
+
+    def save_adapter(self, directory: Path) -> None:
+        """Write the adapters as PEFT does, if there are any."""
+        if self.adapters is not None and self.main:
+            lora.save_adapter(self.model, self.adapters, directory)
+
+    def _gathered_weights(self) -> dict[str, Tensor] | None:
+        """All of the classifier's weights where they are divided over ranks, else None."""
+        if not self.sharded:
+            return None
+        state = self.model.classifier.state_dict()
+        return {name: sharding.whole(tensor).cpu() for name, tensor in state.items()}
 
     def _micro_batches(self, batch: Sequence[Example]) -> list[MicroBatch]:
         """This rank's share in pieces, padded with idle ones to as many as any rank has."""
@@ -148,11 +225,13 @@ class Learner:
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
 
     def _unsynchronised(self) -> AbstractContextManager[Any]:
+        if self.sharded:
+            return sharding.gradients_kept_local(self.model)
         context: AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped)
         return context
 
 
 def head_norm(model: RewardModel) -> float:
     """‖W_p‖."""
-    weight: Tensor = model.head.weight.detach()
+    weight: Tensor = sharding.whole(model.head.weight.detach())
     return float(weight.float().norm())

@@ -1,6 +1,7 @@
 """``report.json``: what a run was given, what it did with it, and what came out."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ def run_report(
     progress: Progress,
     measured: dict[str, dict[str, float]],
     contract: Contract,
+    head_norm: float,
 ) -> dict[str, Any]:
-    """The report of a finished run as one JSON object."""
+    """The report of a finished run as one JSON object. ``best`` is null if none was asked for."""
+    best = progress.best
     return {
         "settings": settings.model_dump(mode="json", by_alias=True, exclude_none=True),
         "objective": objective_weights(settings),
@@ -36,11 +39,14 @@ def run_report(
             "lost_validation_items": {one.name: one.lost for one in data.validation},
         },
         "training": {
-            "steps": steps,
+            "steps": progress.step,
+            "steps_planned": steps,
+            "head_norm": head_norm,
             "tokens": progress.tokens,
             "seconds": round(progress.seconds, 1),
             "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9)),
         },
+        "best": None if best.step is None else {"by": settings.run.best_by} | asdict(best),
         "measured": measured,
         "contract": contract.model_dump(mode="json", by_alias=True, exclude_none=True),
     }

@@ -10,10 +10,11 @@ from reward_model.errors import UsageError
 from trainer.reward.config import RewardSettings
 
 SETTINGS, REPORT, MODEL = "settings.json", "report.json", "model"
+BEST, ADAPTER = "best", "adapter"
 _WRITTEN = (SETTINGS, REPORT, "metrics.jsonl", "report.html")
-_WRITTEN_DIRECTORIES = (MODEL, "checkpoints", "tensorboard")
+_WRITTEN_DIRECTORIES = (MODEL, BEST, ADAPTER, "checkpoints", "tensorboard")
 
-_FREE_TO_CHANGE = ("output_dir", "restart", "run", "compute")
+_FREE_TO_CHANGE = ("output_dir", "restart", "run", "compute", "seeds")
 """Settings that may differ when a run goes on: none of them changes what is computed."""
 
 
@@ -48,6 +49,8 @@ def _relevant(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in settings.items() if key not in _FREE_TO_CHANGE}
     compute = settings["compute"]
     kept["compute"] = {"precision": compute["precision"]}
+    run = settings["run"]
+    kept["run"] = {name: run.get(name) for name in ("best_by", "best_is", "patience")}
     if settings["loss"]["scope"] == "micro":
         kept["compute"]["micro_batch_pairs"] = compute["micro_batch_pairs"]
     return kept

@@ -3,11 +3,13 @@
     pairs → tokens → PackedBatch → the forward of serving → rewards → loss → step → metrics
 
 Written to ``output_dir``: ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``,
-and at the end ``model/``, ``report.html`` and ``report.json``. A run that was killed goes on from
-its last checkpoint when the same command is given again, to the same weights.
+and at the end ``model/``, ``report.html`` and ``report.json``; ``best/`` and ``adapter/`` if asked
+for. A run that was killed goes on from its last checkpoint when the same command is given again, to
+the same weights.
 """
 
 import time
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +29,7 @@ from reward_model.errors import UsageError
 from reward_model.model import RewardModel
 from trainer.metrics import MetricsWriter
 from trainer.reward import checkpoint
+from trainer.reward.card import write_cards
 from trainer.reward.checkpoint import Progress
 from trainer.reward.config import RewardSettings
 from trainer.reward.dataset import Data, load_data
@@ -34,7 +37,8 @@ from trainer.reward.examples import Example, batch_order, learning_rate
 from trainer.reward.learner import Learner, StepResult, TokenCount, head_norm
 from trainer.reward.page import write_page
 from trainer.reward.report import headline, run_report, write_report
-from trainer.reward.run_directory import MODEL, open_run
+from trainer.reward.run_directory import ADAPTER, BEST, MODEL, open_run
+from trainer.reward.tracker import Tracker
 from trainer.reward.validation import (
     Measurement,
     measure_pairs,
@@ -55,11 +59,10 @@ def train(settings: RewardSettings) -> None:
     resumed = checkpoint.latest(settings.output_dir)
     model = _load_model(settings, resumed)
     data = load_data(settings, model)
-    learner = Learner(model, settings, use_margin=data.use_margin)
     progress = Progress()
     if resumed is not None:
         progress = checkpoint.read_progress(resumed, data.examples.fingerprint())
-        checkpoint.restore_optimiser(resumed, model, learner.optimiser)
+    learner = Learner(model, settings, use_margin=data.use_margin, resumed=resumed)
     Run(settings, learner, data, Schedule(settings, len(data.examples.examples)), progress).go()
 
 
@@ -119,6 +122,9 @@ class Run:
             resume_step = progress.step or None
             tensorboard = settings.run.tensorboard
             self.metrics = MetricsWriter(settings.output_dir, resume_step, tensorboard=tensorboard)
+        self.tracker: Tracker | None = None
+        if learner.main and settings.run.wandb is not None:
+            self.tracker = Tracker(settings.run.wandb, settings)
 
     def go(self) -> None:
         """Every step from the checkpoint's on, then the finished model and the report."""
@@ -127,7 +133,7 @@ class Run:
         with self._bar() as bar:
             task = bar.add_task("reward model", total=self.schedule.steps)
             bar.update(task, completed=self.progress.step)
-            while self.progress.step < self.schedule.steps:
+            while self.progress.step < self.schedule.steps and not self.stopped:
                 self.step()
                 bar.update(task, completed=self.progress.step)
         self.finish()
@@ -141,8 +147,11 @@ class Run:
         result = self.learner.step(batch, lr)
         count = self.learner.take_count()
         seconds = time.perf_counter() - started
-        self.progress = Progress(
-            step + 1, self.progress.tokens + count.tokens, self.progress.seconds + seconds
+        self.progress = replace(
+            self.progress,
+            step=step + 1,
+            tokens=self.progress.tokens + count.tokens,
+            seconds=self.progress.seconds + seconds,
         )
         if self.schedule.due(self.settings.run.log_every, step + 1):
             self._log(step_values(result, count, seconds) | self._run_values(lr))
@@ -152,15 +161,26 @@ class Run:
             self.save_checkpoint()
 
     def validate(self) -> None:
-        """Measure the validation sets and the probe of train pairs; log both."""
+        """Measure the validation sets and the probe of train pairs; log both; keep the best."""
         self.measured = self.measure()
-        self._log(
-            {
-                f"{name}/{key}": value
-                for name, measurement in self.measured.items()
-                for key, value in measurement.values.items()
-            }
-        )
+        values = {
+            f"{name}/{key}": value
+            for name, measurement in self.measured.items()
+            for key, value in measurement.values.items()
+        }
+        self._log(values)
+        step = self.progress.step
+        best = self.progress.best.after(step, values, self.settings.run)
+        if best.step == step and best.value is not None:
+            self.learner.save_model(
+                self.settings.output_dir / BEST, self._contract(reward_stats(self.measured))
+            )
+        self.progress = replace(self.progress, best=best)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no better validation was seen for too long."""
+        return self.progress.best.is_given_up(self.settings.run)
 
     def measure(self) -> dict[str, Measurement]:
         """The probe first, then every validation set under ``validation/<name>``."""
@@ -181,35 +201,37 @@ class Run:
         return [self.data.examples.examples[index] for index in order[0]]
 
     def save_checkpoint(self) -> None:
-        if self.learner.main:
-            checkpoint.save(
-                self.settings.output_dir,
-                self.progress,
-                self.learner.model,
-                self.learner.optimiser,
-                self._contract(None),
-                data_fingerprint=self.data.examples.fingerprint(),
-                keep=self.settings.run.keep_checkpoints,
-            )
-        self.learner.accelerator.wait_for_everyone()
+        self.learner.save_checkpoint(
+            self.settings.output_dir,
+            self.progress,
+            self._contract(None),
+            data_fingerprint=self.data.examples.fingerprint(),
+            keep=self.settings.run.keep_checkpoints,
+        )
 
     def finish(self) -> None:
-        """Write ``model/`` with the statistics of its rewards, and ``report.json``."""
+        """Write ``model/`` with the statistics of its rewards and its card, and ``report.json``."""
         self.measured = self.measured or self.measure()
-        if self.learner.main:
-            contract = self.learner.model.save(
-                self.settings.output_dir / MODEL, self._contract(reward_stats(self.measured))
-            )
-            values = {name: one.values for name, one in self.measured.items()}
+        settings, learner = self.settings, self.learner
+        contract = self._contract(reward_stats(self.measured))
+        learner.save_adapter(settings.output_dir / ADAPTER)
+        if settings.lora is None or settings.lora.save == "merged":
+            contract = learner.save_model(settings.output_dir / MODEL, contract)
+        values = {name: one.values for name, one in self.measured.items()}
+        norm = head_norm(learner.model)
+        if learner.main:
             report = run_report(
-                self.settings, self.data, self.schedule.steps, self.progress, values, contract
+                settings, self.data, self.schedule.steps, self.progress, values, contract, norm
             )
-            write_page(self.settings.output_dir, report)
-            write_report(self.settings.output_dir, report)
-            print(f"{self.settings.output_dir / MODEL}: {headline(report)}")
+            write_cards(settings.output_dir, report)
+            write_page(settings.output_dir, report)
+            write_report(settings.output_dir, report)
+            print(f"{settings.output_dir}: {headline(report)}")
         if self.metrics is not None:
             self.metrics.close()
-        self.learner.accelerator.wait_for_everyone()
+        if self.tracker is not None:
+            self.tracker.close()
+        learner.accelerator.wait_for_everyone()
 
     def _contract(self, stats: RewardStats | None) -> Contract:
         return self.learner.model.contract.model_copy(
@@ -234,6 +256,8 @@ class Run:
     def _log(self, values: dict[str, float]) -> None:
         if self.metrics is not None:
             self.metrics.log(self.progress.step, values)
+        if self.tracker is not None:
+            self.tracker.log(self.progress.step, values)
 
     def _bar(self) -> ProgressBar:
         shown = self.learner.main and self.console.is_terminal
@@ -284,7 +308,7 @@ def reward_stats(measured: dict[str, Measurement]) -> RewardStats | None:
 
 
 def _load_model(settings: RewardSettings, resumed: Path | None) -> RewardModel:
-    if resumed is not None:
+    if resumed is not None and settings.lora is None:
         return RewardModel.load(resumed / checkpoint.MODEL)
     template = settings.chat_template
     if template is not None and not template.is_file():

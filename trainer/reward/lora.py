@@ -1,0 +1,96 @@
+"""Low-rank adapters on the backbone, through PEFT.
+
+The adapter layers stand inside the classifier itself, whose forward, head and names stay its own;
+what is trained are they and the whole head.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from reward_model import atomic
+from reward_model.errors import UsageError
+from reward_model.model import RewardModel
+from trainer.reward.config import LoraSettings
+
+WEIGHTS = "adapter_model.safetensors"
+_PEFT_PREFIX = "base_model.model."
+
+
+def add_adapters(model: RewardModel, settings: LoraSettings, *, seed: int) -> Any:
+    """Freeze the backbone and add an adapter to each of its linear layers; return PEFT's config.
+
+    A is drawn by ``seed`` and B is zero, so that the model's rewards stay as they are.
+
+    Raises:
+        UsageError: PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UsageError("lora: needs PEFT: pip install peft") from None
+    head = next(name for name, module in model.classifier.named_modules() if module is model.head)
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=_linear_layers(model),
+        modules_to_save=[head.split(".")[0]],
+        base_model_name_or_path=model.contract.base_model,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model.classifier)
+    model.head.weight.requires_grad_(True)
+    return config
+
+
+def _linear_layers(model: RewardModel) -> list[str]:
+    """Names of all linear layers of the backbone, as the classifier knows them."""
+    return [
+        name
+        for name, module in model.classifier.named_modules()
+        if isinstance(module, nn.Linear) and module is not model.head
+    ]
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained, by name."""
+    return {
+        name: parameter.detach().contiguous().cpu()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def save_adapter(model: RewardModel, config: Any, directory: Path) -> None:
+    """Write the adapter and the head as PEFT does: ``AutoPeftModel…from_pretrained`` opens it."""
+    tensors = {
+        _PEFT_PREFIX + name.removeprefix("classifier.").replace(".default.", "."): tensor
+        for name, tensor in trained_tensors(model).items()
+    }
+    with atomic.directory(directory) as temporary:
+        config.save_pretrained(temporary)
+        save_file(tensors, temporary / WEIGHTS)
+        model.tokenizer.save_pretrained(temporary)
+
+
+@torch.no_grad()
+def merged_weights(model: RewardModel) -> dict[str, Tensor]:
+    """The classifier's weights with the adapters added in, under their plain names; a copy."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    weights = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.classifier.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, module in model.classifier.named_modules():
+        if isinstance(module, LoraLayer):
+            base = weights[f"{name}.weight"]
+            added: Tensor = module.get_delta_weight("default")
+            weights[f"{name}.weight"] = base + added.to(base)
+    return weights
