@@ -126,7 +126,7 @@ class EmbeddedScorer:
             replica.compute,
             replica.executor,
             self.metrics,
-            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_tokens=settings.batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,
             share_prefix=settings.share_prefix and model.causal,
             tokens_per_second=replica.tokens_per_second,
@@ -136,7 +136,7 @@ class EmbeddedScorer:
 
     def _warm_up_tokens(self, model: RewardModel) -> int:
         """On an accelerator a full batch, which proves the budget; on the CPU that takes long."""
-        budget = self._settings.max_batch_tokens
+        budget = self._settings.batch_tokens
         return min(budget, WARM_UP_TOKENS) if model.device.type == "cpu" else budget
 
     def _report(self, served: ServedModel, replica: Replica) -> None:

@@ -44,14 +44,9 @@ class ModelSettings(Section):
         return value
 
 
-class ServiceSettings(Settings):
-    """Serve reward models behind POST /score and the protocols of other trainers."""
+class ScoringSettings(Settings):
+    """How scores are computed, whoever asks for them."""
 
-    model: Annotated[tuple[ModelSettings, ...], NoDecode, Field(min_length=1)]
-    """[NAME=]DIR of a reward model checkpoint; several may be given, the first is the default."""
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    """0 takes a free port and logs it."""
     dtype: Dtype = "float32"
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:1."""
@@ -59,12 +54,37 @@ class ServiceSettings(Settings):
     """Run Python code that a checkpoint brings along."""
     share_prefix: bool = True
     """Compute a common token prefix once; changes no score."""
-    max_batch_tokens: int = Field(8192, ge=1)
-    """Tokens computed in one forward; bounds the peak memory."""
-    max_queue_tokens: int = Field(262144, ge=1)
-    """Tokens that may wait per model; beyond it requests are answered 429."""
+    max_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens computed in one forward; bounds the peak memory. By default 2,048 on a CPU, which
+    gains nothing by more, and 16,384 elsewhere."""
     cache_mib: int = Field(64, ge=0)
     """Memory for exact results of earlier requests, all models together; 0 turns it off."""
+    chat_format: ChatFormatName | None = None
+    """The chat template of the texts that clients send, if not the model's own: chatml, gemma,
+    llama2, llama3, mistral, zephyr or a directory with the policy's tokenizer. Such texts are read
+    back into messages and rendered in the model's template. A model may say otherwise."""
+    log_format: Literal["plain", "json"] = "plain"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def batch_tokens(self) -> int:
+        """``max_batch_tokens``, or what suits the device."""
+        # Imported here: the help text and a wrong flag should not wait for torch.
+        from reward_model.scoring import default_batch_tokens
+
+        return self.max_batch_tokens or default_batch_tokens(self.device)
+
+
+class ServiceSettings(ScoringSettings):
+    """Serve reward models behind POST /score and the protocols of other trainers."""
+
+    model: Annotated[tuple[ModelSettings, ...], NoDecode, Field(min_length=1)]
+    """[NAME=]DIR of a reward model checkpoint; several may be given, the first is the default."""
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    """0 takes a free port and logs it."""
+    max_queue_tokens: int = Field(262144, ge=1)
+    """Tokens that may wait per model; beyond it requests are answered 429."""
     max_items: int = Field(4096, ge=1)
     """Scores one request may ask for; an item gives one, or one per response."""
     max_body_mib: int = Field(16, ge=1)
@@ -75,14 +95,8 @@ class ServiceSettings(Settings):
     """How long SIGTERM waits for accepted requests."""
     truncation: Truncation = "error"
     """What the foreign protocols do with a too long item, unless the model says otherwise."""
-    chat_format: ChatFormatName | None = None
-    """The chat template of the texts that clients send, if not the model's own: chatml, gemma,
-    llama2, llama3, mistral, zephyr or a directory with the policy's tokenizer. Such texts are read
-    back into messages and rendered in the model's template. A model may say otherwise."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Keys of which a request must carry one; none means no authentication."""
-    log_format: Literal["plain", "json"] = "plain"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
     ray: bool = False

@@ -28,7 +28,7 @@ def score_router(context: Context) -> APIRouter:
     async def score(body: ScoreRequest, request: Request) -> JSONResponse:
         model = context.model(body.model)
         stats = _stats(model) if body.normalize else None
-        inputs = [list(_inputs(item)) for item in body.items]
+        inputs = [list(inputs_of(item)) for item in body.items]
         answer = await context.score(
             request,
             model,
@@ -43,7 +43,8 @@ def score_router(context: Context) -> APIRouter:
     return router
 
 
-def _inputs(item: Item) -> Iterator[Input]:
+def inputs_of(item: Item) -> Iterator[Input]:
+    """What one item asks to have scored: one input per score."""
     match item:
         case PromptItem(prompt=prompt, responses=responses):
             turns = prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt]
@@ -72,7 +73,7 @@ def _body(
         "id": request_id,
         "model": answer.model,
         "model_version": answer.model_version,
-        "results": list(_results(answer, counts, stats)),
+        "results": list(results(answer, counts, stats)),
         "usage": {"tokens": sum(answer.num_tokens), "computed_tokens": answer.computed_tokens},
         "timing_ms": {
             "queue": round(1000 * answer.queue_seconds, 3),
@@ -82,9 +83,10 @@ def _body(
     }
 
 
-def _results(
+def results(
     answer: Answer, counts: list[int], stats: RewardStats | None
 ) -> Iterator[dict[str, object]]:
+    """One result per item, of ``counts[i]`` scores each."""
     start = 0
     for count in counts:
         part = slice(start, start + count)
