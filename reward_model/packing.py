@@ -200,6 +200,14 @@ def pack(
     )
 
 
+def shared_tokens(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens of ``second`` that a packed causal batch takes from ``first``: whole equal tiles."""
+    shared = 0
+    while shared < len(second) and first[shared : shared + TILE] == second[shared : shared + TILE]:
+        shared += TILE
+    return min(shared, len(second))
+
+
 def count_computed_tokens(sequences: Sequence[Sequence[int]], *, causal: bool) -> int:
     """The rows :func:`pack` would compute, without building the batch."""
     seen: set[tuple[int, ...]] = set()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from reward_model.packing import TILE
+from reward_model.packing import shared_tokens
 from service.errors import DeadlinePassed, QueueFull, ServiceError, Unavailable
 from service.logs import log_fault
 from service.metrics import Metrics
@@ -254,11 +254,3 @@ class Batcher:
     def _count_queued(self, change: int) -> None:
         self.queued_tokens += change
         self._metrics.queue_tokens.labels(self.name).set(self.queued_tokens)
-
-
-def shared_tokens(first: TokenIds, second: TokenIds) -> int:
-    """Tokens of ``second`` that a packed batch takes from ``first``: whole equal tiles."""
-    shared = 0
-    while shared < len(second) and first[shared : shared + TILE] == second[shared : shared + TILE]:
-        shared += TILE
-    return min(shared, len(second))

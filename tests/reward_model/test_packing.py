@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_model.packing import ROW_MULTIPLE, TILE, count_computed_tokens, pack
+from reward_model.packing import ROW_MULTIPLE, TILE, count_computed_tokens, pack, shared_tokens
 
 TOKENS = st.integers(min_value=0, max_value=3)
 SEQUENCES = st.lists(st.lists(TOKENS, min_size=1, max_size=3 * TILE), min_size=1, max_size=6)
@@ -80,3 +80,12 @@ def test_rows_are_filled_up_to_the_multiple() -> None:
 def test_nothing_to_pack_is_an_error(sequences: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="empty"):
         pack(sequences, causal=True)
+
+
+def test_shared_tokens_counts_whole_equal_tiles() -> None:
+    prompt = tuple(range(130))
+    assert shared_tokens((*prompt, 1), (*prompt, 2)) == 128
+    assert shared_tokens(prompt, prompt) == 130
+    assert shared_tokens((1, 2), (1, 3)) == 0
+    assert shared_tokens(prompt, prompt[:64]) == 64
+    assert shared_tokens(prompt[:64], prompt) == 64

@@ -13,15 +13,25 @@ from tests.checkpoints import tiny_checkpoint
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 100))
 def test_batches_keep_order_and_budget(lengths: list[int], budget: int) -> None:
-    runs = list(batches(lengths, budget))
+    sequences = [[index] * length for index, length in enumerate(lengths)]
+    runs = list(batches(sequences, budget, share_prefix=False))
     assert [index for run in runs for index in run] == list(range(len(lengths)))
     for run in runs:
         assert len(run) == 1 or sum(lengths[index] for index in run) <= budget
 
 
 def test_batches_by_hand() -> None:
-    assert list(batches([4, 4, 4, 9, 1], 8)) == [range(2), range(2, 3), range(3, 4), range(4, 5)]
-    assert list(batches([1, 1, 1], 8, max_items=2)) == [range(2), range(2, 3)]
+    sequences = [[n] * length for n, length in enumerate([4, 4, 4, 9, 1])]
+    wanted = [range(2), range(2, 3), range(3, 4), range(4, 5)]
+    assert list(batches(sequences, 8, share_prefix=False)) == wanted
+
+
+def test_batches_count_what_is_left_to_compute() -> None:
+    """A prompt of two tiles and four answers of 10: 138 + 3 · 10, then a prompt of its own."""
+    prompt = list(range(128))
+    group = [[*prompt, *([200 + n] * 10)] for n in range(4)]
+    assert list(batches([*group, [7] * 20], 170, share_prefix=True)) == [range(4), range(4, 5)]
+    assert len(list(batches([*group, [7] * 20], 170, share_prefix=False))) == 4
 
 
 @pytest.fixture(scope="module", params=["qwen2", "gemma2", "modernbert"])

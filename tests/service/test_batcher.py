@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from service.batcher import BatchedScores, Batcher, shared_tokens
+from service.batcher import BatchedScores, Batcher
 from service.errors import DeadlinePassed, InternalError, QueueFull, Unavailable
 from service.metrics import Metrics
 from service.replica import Computed
@@ -119,15 +119,6 @@ async def test_shared_tiles_cost_nothing(machine: Machine) -> None:
     machine.batches.clear()
     await submit(make(machine, budget=140, share_prefix=False), *sequences)
     assert len(machine.batches) == 10
-
-
-def test_shared_tokens_counts_whole_equal_tiles() -> None:
-    prompt = tuple(range(130))
-    assert shared_tokens((*prompt, 1), (*prompt, 2)) == 128
-    assert shared_tokens(prompt, prompt) == 130
-    assert shared_tokens((1, 2), (1, 3)) == 0
-    assert shared_tokens(prompt, prompt[:64]) == 64
-    assert shared_tokens(prompt[:64], prompt) == 64
 
 
 async def test_equal_sequences_in_flight_are_computed_once(machine: Machine) -> None:

@@ -33,7 +33,7 @@ class EvaluationSettings(Settings):
     bootstrap: int = Field(default=1000, gt=0, description="draws for the intervals")
     representation: bool = Field(default=True, description="erank and ‖h‖; checkpoints only")
     erank_draws: int = Field(default=5, gt=0)
-    max_batch_tokens: int = Field(default=16384, gt=0)
+    max_batch_tokens: int | None = Field(default=None, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     seed: int = 0

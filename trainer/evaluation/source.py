@@ -11,7 +11,7 @@ from torch import Tensor
 from reward_model.encode import Message, Truncation
 from reward_model.errors import ItemError, SumzeroError, UsageError
 from reward_model.model import RewardModel
-from reward_model.scoring import batches
+from reward_model.scoring import batches, default_batch_tokens
 from service.client import RewardClient, RewardError
 from trainer.evaluation.config import EvaluationSettings
 
@@ -41,13 +41,18 @@ class CheckpointSource:
     """A reward model loaded into this process."""
 
     def __init__(
-        self, model: RewardModel, name: str, *, truncation: Truncation, max_batch_tokens: int
+        self,
+        model: RewardModel,
+        name: str,
+        *,
+        truncation: Truncation,
+        max_batch_tokens: int | None = None,
     ) -> None:
         self.model = model
         self.name = name
         self.model_version = model.model_version
         self.truncation: Truncation = truncation
-        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens or default_batch_tokens(model.device)
 
     @torch.inference_mode()
     def score(self, conversations: Sequence[Conversation]) -> Scores:
@@ -58,7 +63,8 @@ class CheckpointSource:
             if (ids := self._tokenise(turns)) is not None
         ]
         hidden = []
-        for run in batches([len(ids) for _, ids in readable], self.max_batch_tokens):
+        sequences = [ids for _, ids in readable]
+        for run in batches(sequences, self.max_batch_tokens, share_prefix=self.model.causal):
             part = [readable[place] for place in run]
             output = self.model(self.model.pack([ids for _, ids in part]))
             hidden.append(output.hidden_NH.float().cpu())
