@@ -16,21 +16,25 @@ from service.routes.classify import classify_router
 from service.routes.embeddings import embeddings_router
 from service.routes.llama_factory import llama_factory_router
 from service.routes.openrlhf import openrlhf_router
+from service.routes.page import page_router
 from service.routes.score import score_router
 from service.routes.slime import slime_router
 from service.routes.status import status_router
+from service.routes.trace import trace_router
 from service.scorer import Scorer
 from service.scoring import ScoringPath
 from service.settings import ServiceSettings
 
 ROUTERS = (
     score_router,
+    trace_router,
     openrlhf_router,
     slime_router,
     llama_factory_router,
     classify_router,
     embeddings_router,
     status_router,
+    page_router,
 )
 
 COMPATIBILITY_PATHS = frozenset(

@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.answers import error_response
 from service.errors import Unauthorized
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""For probes, which carry no key."""
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+"""For probes, which carry no key, and the page, on which people type theirs."""
 
 
 class Authentication:

@@ -2,15 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from reward_model.encode import TokenizedItem, Truncation
 from service.errors import DeadlinePassed, ItemsFailed, ItemsFailedForNow
 from service.inputs import Input, encode_all
 from service.metrics import Metrics
 from service.scorer import ItemFailure, Outcome, Scored, Scorer, ServedModel
+
+T = TypeVar("T")
 
 SLICE = 32
 """Inputs tokenized in one go, so that a large request does not keep the small ones waiting."""
@@ -93,14 +96,16 @@ class ScoringPath:
         self._metrics.count_answer(answer.model, answer.outcomes, sum(answer.num_tokens))
         return answer
 
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call ``function``, which tokenizes, where tokenizing is done: off the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, function, *arguments)
+
     async def _tokenize(
         self, model: ServedModel, inputs: Sequence[Input], truncation: Truncation
     ) -> list[TokenizedItem | ItemFailure]:
-        loop = asyncio.get_running_loop()
         items: list[TokenizedItem | ItemFailure] = []
         for start in range(0, len(inputs), SLICE):
             piece = inputs[start : start + SLICE]
-            items += await loop.run_in_executor(
-                self._threads, encode_all, piece, model.encoder, truncation
-            )
+            items += await self.run(encode_all, piece, model.encoder, truncation)
         return items
