@@ -49,8 +49,8 @@ def card(report: dict[str, Any], note: str = "") -> str:
         f"- loss: {loss['name']}{terms}; the penalty weighs {weights['squared_mean']:g} on the "
         f"squared mean reward and {weights['pair_variance']:g} on the variance of pair means",
         f"- data: {settings['data']['train']}, {data['pairs_trained']} pairs of {data['rows']} "
-        f"rows (faulty {_counts(data['faulty_rows'])}; lost {_counts(data['lost_pairs'])}; with a cut "
-        f"prompt {data['pairs_with_cut_prompt']})",
+        f"rows (faulty {_counts(data['faulty_rows'])}; lost {_counts(data['lost_pairs'])}; with a "
+        f"cut prompt {data['pairs_with_cut_prompt']})",
         f"- {training['steps']} steps of {optimiser['batch_pairs']} pairs, learning rate "
         f"{optimiser['lr']:g}, seed {settings['seed']}, {settings['compute']['precision']}",
         f"- ‖W_p‖ after training {training['head_norm']:.4f}",

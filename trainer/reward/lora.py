@@ -38,13 +38,14 @@ def add_adapters(model: RewardModel, settings: LoraSettings, *, seed: int) -> An
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=_linear_layers(model),
-        modules_to_save=[head.split(".")[0]],
         base_model_name_or_path=model.contract.base_model,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model.classifier)
     model.head.weight.requires_grad_(True)
+    # Said afterwards: PEFT would wrap the head, which is trained here as it stands.
+    config.modules_to_save = [head.split(".")[0]]
     return config
 
 
