@@ -13,7 +13,8 @@ allowed and ignored.
 
 The reader also takes TRL's other preference formats: ``chosen`` and ``rejected`` as lists of
 messages, after an explicit ``prompt`` or with the prompt as their common beginning; and plain text
-with an implicit prompt, which is then taken as already templated.
+with an implicit prompt: a dialogue of ``Human:`` and ``Assistant:`` turns as in HH, or else text
+that is taken as already templated.
 
 **Scored responses** (:mod:`trainer.data.scored`), one prompt per line::
 
@@ -22,6 +23,10 @@ with an implicit prompt, which is then taken as already templated.
 
 - ``gold`` is the gold score. Only differences within a prompt mean anything.
 - ``prompt`` as above. At least one response; texts of one prompt may repeat.
+
+``python -m trainer.data.generate`` asks a model server for responses, ``trainer.data.label`` a
+reward URL for their gold scores, and ``trainer.data.split`` divides any such data five ways; they
+read the forms of :mod:`trainer.data.responses`, raw UltraFeedback among them.
 
 ``python -m trainer.data.alpaca_eval`` writes ``train.jsonl`` and ``llmbar.jsonl`` as pairs and
 ``in_domain.jsonl``, ``prompt_ood.jsonl``, ``response_ood.jsonl`` and ``mutual_ood.jsonl`` as scored

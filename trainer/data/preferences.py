@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from reward_model.encode import Message
 from reward_model.errors import UsageError
+from trainer.data.hh import is_dialogue, parse_dialogue
 from trainer.data.rows import Row, read_rows
 
 Conversation = tuple[Message, ...]
@@ -97,7 +98,8 @@ def parse_pair(row: Row | None) -> Pair:
     if row is None:
         raise RowError("broken", "not a JSON object")
     chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
-    prompt = row.get("prompt")
+    # HH files that give the dialogue before the responses call it messages.
+    prompt = row.get("prompt", row.get("messages"))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise RowError("broken", "chosen and rejected are of different kinds")
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -112,6 +114,8 @@ def parse_pair(row: Row | None) -> Pair:
 
 
 def _text_pair(prompt: Any, chosen: str, rejected: str, margin: float | None) -> Pair:
+    if prompt is None and is_dialogue(chosen) and is_dialogue(rejected):
+        return _message_pair(None, parse_dialogue(chosen), parse_dialogue(rejected), margin)
     if prompt is None:
         return Pair(chosen, rejected, chosen, rejected, margin)
     turns = parse_prompt(prompt)

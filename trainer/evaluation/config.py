@@ -21,6 +21,9 @@ class EvaluationSettings(Settings):
     rm_bench: dict[str, Path] = Field(
         default={}, description="RM-Bench files by domain: chat, code, math, safety-…"
     )
+    reward_bench: str | None = Field(
+        default=None, description="pairs with a subset column, as RewardBench has them"
+    )
     output_dir: Path = Field(description="results.json, report.html and its plots")
     title: str = "Reward model"
     min_gold_gap: float = Field(
@@ -42,6 +45,6 @@ class EvaluationSettings(Settings):
     def _complete(self) -> Self:
         if (self.checkpoint is None) == (not self.url):
             raise ValueError("give either checkpoint or url")
-        if not self.sets and not self.rm_bench:
-            raise ValueError("nothing to evaluate on: give sets or rm_bench")
+        if not self.sets and not self.rm_bench and self.reward_bench is None:
+            raise ValueError("nothing to evaluate on: give sets, rm_bench or reward_bench")
         return self

@@ -1,5 +1,6 @@
 """The evaluation from end to end: sources and sets in, results, JSON and report out."""
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from reward_model.atomic import write_text
 from reward_model.encode import Message
-from reward_model.errors import SumzeroError
+from reward_model.errors import SumzeroError, UsageError
+from trainer.data.preferences import Pair, RowError, parse_pair
+from trainer.data.rows import read_rows
 from trainer.evaluation.config import EvaluationSettings
 from trainer.evaluation.report import build_report
 from trainer.evaluation.representation import effective_rank_draws, norms
 from trainer.evaluation.results import Representation, Results
+from trainer.evaluation.reward_bench import RewardBench, reward_bench
 from trainer.evaluation.rm_bench import (
     Domain,
     Item,
@@ -49,6 +53,7 @@ def evaluate(settings: EvaluationSettings) -> Results:
         model_version=source.model_version,
         sets={name: found.result for name, found in measured.items()},
         rm_bench=bench,
+        reward_bench=_reward_bench(settings.reward_bench, source, settings.limit),
         representation=_representation(hidden, settings.erank_draws, settings.seed),
     )
     write_results(results, settings.output_dir, settings.title)
@@ -69,6 +74,28 @@ def _rm_bench(files: Mapping[str, Path], source: Source, limit: int | None) -> R
     for name, path in files.items():
         items[domain_of(name)] += read_items(path)[:limit]
     return summary({name: _domain(found, source, name) for name, found in items.items()})
+
+
+def _reward_bench(path: str | None, source: Source, limit: int | None) -> RewardBench | None:
+    """Every row is a pair with a ``subset``; a prompt given as text is one turn of the user."""
+    if path is None:
+        return None
+    names: list[str] = []
+    pairs: list[Pair] = []
+    for number, row in enumerate(itertools.islice(read_rows(path), limit), start=1):
+        try:
+            pairs.append(parse_pair(row))
+        except RowError as fault:
+            raise UsageError(f"reward_bench: {path}: row {number}: {fault}") from None
+        if not isinstance(name := (row or {}).get("subset"), str):
+            raise UsageError(f"reward_bench: {path}: row {number}: no subset")
+        names.append(name)
+    if not pairs:
+        raise UsageError(f"reward_bench: {path}: no rows in it")
+    rewards = source.score(
+        [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    ).rewards
+    return reward_bench(names, list(zip(rewards[::2], rewards[1::2], strict=True)))
 
 
 def _domain(items: Sequence[Item], source: Source, name: str) -> Domain:

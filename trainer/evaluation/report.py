@@ -4,8 +4,9 @@ from matplotlib.figure import Figure
 
 from trainer.evaluation.intervals import Estimate
 from trainer.evaluation.results import Results
+from trainer.evaluation.reward_bench import RewardBench
 from trainer.evaluation.rm_bench import STYLES
-from trainer.report import Cell, Report, format_cell
+from trainer.report import Cell, Curve, Report, curves, format_cell
 
 
 def build_report(results: Results, title: str) -> Report:
@@ -16,6 +17,8 @@ def build_report(results: Results, title: str) -> Report:
         _sets(report, results)
     if results.rm_bench is not None:
         _rm_bench(report, results)
+    if results.reward_bench is not None:
+        _reward_bench(report, results.reward_bench)
     if results.representation:
         _representation(report, results)
     return report
@@ -38,22 +41,68 @@ def _sets(report: Report, results: Results) -> None:
             one.accuracy.ties,
             interval(one.balanced.estimate),
             one.longer_wins,
+            interval(one.given_length),
             None if one.ranking is None else interval(one.ranking.estimate),
             None if one.ranking is None else one.ranking.undefined,
             one.unscored,
         ]
         for name, one in results.sets.items()
     ]
-    header = ["set", "pairs", "accuracy", "ties", "accuracy, balanced", "longer wins", "τ-b"]
+    header = ["set", "pairs", "accuracy", "ties", "accuracy, balanced", "longer wins"]
+    header += ["r given length", "τ-b"]
     report.heading("Accuracy and ranking")
     report.table(
         [*header, "τ undefined", "unscored"],
         rows,
         "95 % intervals by bootstrap over prompts. A tie counts as wrong. Balanced: pairs whose "
-        "lengths differ by less than a factor of 1.2.",
+        "lengths differ by less than a factor of 1.2. r given length: partial correlation of "
+        "reward and gold, within prompts, given log length.",
     )
     estimates = {name: one.accuracy.estimate for name, one in results.sets.items()}
     report.figure(bars(estimates, "pair accuracy", reference=0.5), "Pair accuracy by set.")
+    _best_of_n(report, results)
+
+
+def _best_of_n(report: Report, results: Results) -> None:
+    curves_by_set = {
+        name: one.best_of_n for name, one in results.sets.items() if one.best_of_n is not None
+    }
+    if not curves_by_set:
+        return
+    report.heading("Best of n")
+    rows: list[list[Cell]] = [
+        [name, point.n, f"{point.kl:.2f}", interval(point.gold), point.possible]
+        for name, curve in curves_by_set.items()
+        for point in curve.points
+    ]
+    report.table(
+        ["set", "n", "KL, at most", "gold gained", "gold possible"],
+        rows,
+        "Gold score of the response with the highest reward of n, less the prompt's mean; "
+        "possible: when gold itself chooses. Exact over all subsets, intervals by prompt.",
+    )
+    series: dict[str, Curve] = {
+        name: (
+            [point.n for point in curve.points],
+            [point.gold.value or 0.0 for point in curve.points],
+        )
+        for name, curve in curves_by_set.items()
+    }
+    report.figure(curves(series, "n", "gold gained", markers=True), "Best of n, by set.")
+
+
+def _reward_bench(report: Report, bench: RewardBench) -> None:
+    report.heading("RewardBench")
+    overall = format_cell(bench.overall)
+    report.table(
+        ["section", "score"],
+        [[name, value] for name, value in bench.sections.items()],
+        f"Overall {overall}. Subsets missing: {', '.join(bench.missing) or 'none'}.",
+    )
+    report.table(
+        ["subset", "items", "unscored", "accuracy"],
+        [[name, one.items, one.unscored, one.accuracy] for name, one in bench.subsets.items()],
+    )
 
 
 def _rm_bench(report: Report, results: Results) -> None:

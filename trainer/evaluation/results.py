@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from trainer.evaluation.representation import Norms
+from trainer.evaluation.reward_bench import RewardBench
 from trainer.evaluation.rm_bench import RmBench
 from trainer.evaluation.sets import SetResult
 
@@ -25,4 +26,5 @@ class Results:
     model_version: str | None
     sets: dict[str, SetResult]
     rm_bench: RmBench | None
+    reward_bench: RewardBench | None
     representation: dict[str, Representation]

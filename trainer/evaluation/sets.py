@@ -1,7 +1,7 @@
 """Results on one named set: of pairs, or of scored responses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -18,14 +18,18 @@ from trainer.evaluation.accuracy import (
     longer_wins,
     pairs_by_gold,
 )
+from trainer.evaluation.intervals import Estimate
+from trainer.evaluation.length import Group, partial_correlation
 from trainer.evaluation.ranking import Ranking, ranking
+from trainer.evaluation.selection import BestOfN, best_of_n
 from trainer.evaluation.source import Source
 
 
 @dataclass(frozen=True)
 class SetResult:
     """``unscored``: responses without a reward, whose pairs are left out. ``ranking`` only where
-    there are gold scores."""
+    there are gold scores, and so is ``best_of_n``. ``given_length``: partial correlation of reward
+    and gold (in pairs: being chosen) given log length."""
 
     responses: int
     unscored: int
@@ -34,7 +38,9 @@ class SetResult:
     longer_wins: float | None
     reward_mean: float | None
     reward_std: float | None
+    given_length: Estimate
     ranking: Ranking | None = None
+    best_of_n: BestOfN | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +84,7 @@ def measure_scored(prompts: Sequence[ScoredPrompt], source: Source, options: Opt
     rewards = iter(scores.rewards)
     pairs: list[JudgedPair] = []
     groups: list[tuple[list[float], list[float]]] = []
+    measured: list[Group] = []
     for place, group in enumerate(prompts):
         scored = [
             (reward, response)
@@ -85,24 +92,34 @@ def measure_scored(prompts: Sequence[ScoredPrompt], source: Source, options: Opt
             if (reward := next(rewards)) is not None
         ]
         groups.append(([reward for reward, _ in scored], [one.gold for _, one in scored]))
+        if scored:
+            lengths = [len(response.text) for _, response in scored]
+            measured.append(Group(str(place), *groups[-1], lengths))
         for better, worse in pairs_by_gold(groups[-1][1], options.min_gold_gap):
             texts = scored[better][1].text, scored[worse][1].text
             # Rows may share an id by mistake; the place does not.
             pairs.append(judge(str(place), texts, (scored[better][0], scored[worse][0])))
-    ranks = ranking(groups, draws=options.draws, seed=options.seed)
-    return Measured(_result(scores.rewards, pairs, ranks, options), scores.hidden_NH)
+    result = replace(
+        _result(scores.rewards, pairs, measured, options),
+        ranking=ranking(groups, draws=options.draws, seed=options.seed),
+        best_of_n=best_of_n(groups, draws=options.draws, seed=options.seed),
+    )
+    return Measured(result, scores.hidden_NH)
 
 
 def measure_pairs(pairs: Sequence[Pair], source: Source, options: Options) -> Measured:
     """Chosen and rejected responses; pairs of the same prompt are resampled together."""
     scores = source.score([side for pair in pairs for side in (pair.chosen, pair.rejected)])
-    judged = []
+    judged, measured = [], []
     for place, pair in enumerate(pairs):
         chosen, rejected = scores.rewards[2 * place : 2 * place + 2]
         if chosen is not None and rejected is not None:
             responses = pair.chosen_response, pair.rejected_response
-            judged.append(judge(_prompt_key(pair), responses, (chosen, rejected)))
-    return Measured(_result(scores.rewards, judged, None, options), scores.hidden_NH)
+            key = _prompt_key(pair)
+            judged.append(judge(key, responses, (chosen, rejected)))
+            lengths = [len(text) for text in responses]
+            measured.append(Group(key, (chosen, rejected), (1.0, 0.0), lengths))
+    return Measured(_result(scores.rewards, judged, measured, options), scores.hidden_NH)
 
 
 def _prompt_key(pair: Pair) -> str:
@@ -114,7 +131,7 @@ def _prompt_key(pair: Pair) -> str:
 def _result(
     rewards: Sequence[float | None],
     pairs: Sequence[JudgedPair],
-    ranks: Ranking | None,
+    groups: Sequence[Group],
     options: Options,
 ) -> SetResult:
     known = [reward for reward in rewards if reward is not None]
@@ -130,5 +147,5 @@ def _result(
         longer_wins=longer_wins(pairs),
         reward_mean=mean,
         reward_std=spread,
-        ranking=ranks,
+        given_length=partial_correlation(groups, draws=options.draws, seed=options.seed),
     )

@@ -40,7 +40,7 @@ class SftSettings(Settings):
     Give ``base`` to fine-tune a model, or ``from_scratch`` to make a small one.
     """
 
-    train: str = Field(description="rows of messages: a JSONL or Parquet file, or a hub name")
+    train: str = Field(description="rows of messages, or pairs: JSONL, Parquet, or a hub name")
     split: str = Field(default="train", description="split of a hub data set")
     output_dir: Path = Field(description="run directory; the policy ends up in its model/")
     base: str | None = Field(default=None, description="checkpoint directory or hub name")

@@ -5,11 +5,14 @@ from typing import Any
 
 from reward_model.encode import Message
 from reward_model.errors import UsageError
+from trainer.data.preferences import RowError, parse_pair
 from trainer.data.rows import Row, read_rows
 
 
 def read_conversations(source: str, split: str = "train") -> list[list[Message]]:
-    """The ``messages`` of every row; each conversation ends with the assistant.
+    """The ``messages`` of every row, or prompt and chosen response of a preference pair.
+
+    Each conversation ends with the assistant.
 
     Args:
         source: a JSONL or Parquet file, or a hub name; see :func:`trainer.data.rows.read_rows`.
@@ -27,6 +30,8 @@ def read_conversations(source: str, split: str = "train") -> list[list[Message]]
 
 
 def _conversation(row: Row | None, where: str) -> list[Message]:
+    if row is not None and "chosen" in row:
+        return _chosen(row, where)
     turns = (row or {}).get("messages")
     if not isinstance(turns, list) or not turns:
         raise UsageError(f'{where}: expected {{"messages": [{{"role": …, "content": …}}, …]}}')
@@ -34,6 +39,16 @@ def _conversation(row: Row | None, where: str) -> list[Message]:
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         raise UsageError(f"{where}: a conversation must end with the assistant's answer")
     return messages
+
+
+def _chosen(row: Row, where: str) -> list[Message]:
+    try:
+        chosen = parse_pair(row).chosen
+    except RowError as fault:
+        raise UsageError(f"{where}: {fault}") from None
+    if isinstance(chosen, str):
+        raise UsageError(f"{where}: chosen is text without turns")
+    return list(chosen)
 
 
 def _message(turn: Any, where: str) -> Message:

@@ -174,3 +174,26 @@ def test_rows_survive_a_round_trip(tmp_path: Path) -> None:
     rows = [{"text": "größe\u2028 ✓"}, {"text": ""}]
     write_rows(tmp_path / "rows.jsonl", rows)
     assert list(read_rows(str(tmp_path / "rows.jsonl"))) == rows
+
+
+def test_hh_dialogues() -> None:
+    """As in Anthropic/hh-rlhf: both texts hold the whole dialogue."""
+    start = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: And:\n\nthen?"
+    pair = parse_pair(
+        {"chosen": start + "\n\nAssistant: Yes", "rejected": start + "\n\nAssistant: N"}
+    )
+    assert [turn["role"] for turn in pair.chosen] == ["user", "assistant", "user", "assistant"]
+    assert pair.chosen[2]["content"] == "And:\n\nthen?"
+    assert (pair.chosen_response, pair.rejected_response) == ("Yes", "N")
+    assert pair.chosen[:-1] == pair.rejected[:-1]
+
+
+def test_a_dialogue_before_the_responses_may_be_called_messages() -> None:
+    turns = [{"role": "user", "content": "Why?"}]
+    pair = parse_pair({"messages": turns, "chosen": "a", "rejected": "b"})
+    assert pair.chosen == (*turns, {"role": "assistant", "content": "a"})
+
+
+def test_templated_text_stays_text() -> None:
+    pair = parse_pair({"chosen": "<s>Human: a</s>", "rejected": "<s>Human: b</s>"})
+    assert isinstance(pair.chosen, str)

@@ -143,3 +143,26 @@ def test_bad_usage_is_one_line(
     assert code == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_reward_bench_best_of_n_and_length(cells: Path, checkpoint: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Why?", "chosen": f"Because of {n}.", "rejected": f"No {n}", "subset": name}
+        for n, name in enumerate(["hep-cpp", "hep-cpp", "refusals-dangerous", "own"])
+    ]
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = evaluate(
+        settings(cells, tmp_path / "out", checkpoint=checkpoint, reward_bench=str(path))
+    )
+    assert results.reward_bench is not None
+    assert set(results.reward_bench.sections) == {"Safety", "Reasoning"}
+    assert results.reward_bench.subsets["own"].items == 1
+    scored = results.sets["mutual_ood"]
+    assert scored.best_of_n is not None
+    assert scored.best_of_n.points[0].gold.value == pytest.approx(0.0, abs=1e-9)
+    assert scored.given_length.value is not None
+    assert -1 <= scored.given_length.value <= 1
+    page = (tmp_path / "out/report.html").read_text()
+    assert "RewardBench" in page
+    assert "Best of n" in page

@@ -41,3 +41,10 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         read_conversations(write(tmp_path / "empty.jsonl"))
     with pytest.raises(UsageError, match="no such file"):
         read_conversations(str(tmp_path / "absent.jsonl"))
+
+
+def test_of_a_preference_pair_the_chosen_response_is_learned(tmp_path: Path) -> None:
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert read_conversations(write(tmp_path / "a.jsonl", pair)) == [GOOD]
+    with pytest.raises(UsageError, match="row 1: a response has no text"):
+        read_conversations(write(tmp_path / "b.jsonl", {**pair, "chosen": " "}))
