@@ -97,3 +97,13 @@ def test_fsdp2_and_its_resumption(config: Path, one: Path) -> None:
     shutil.rmtree(run_dir / "checkpoints" / f"step-{STEPS:08d}")
     train(config, run_dir, launcher("fsdp2_cpu.yaml"))
     assert all(tensor.equal(whole[name]) for name, tensor in weights(run_dir).items())
+
+
+def test_compiled_layers_compute_the_same(config: Path, one: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU")
+    settings = yaml.safe_load(config.read_text())
+    settings["compute"] = {"micro_batch_tokens": 200, "compile": True}
+    changed = config.with_name("compiled.yaml")
+    changed.write_text(yaml.safe_dump(settings))
+    assert_same_run(one, train(changed, config.parent / "compiled", []))

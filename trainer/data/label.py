@@ -79,7 +79,7 @@ async def _label_all(
         for start in range(0, len(waiting), settings.at_once):
             part = waiting[start : start + settings.at_once]
             scores = await rewards.score_groups(
-                [one.prompt for one in part],
+                [[dict(turn) for turn in one.prompt] for one in part],
                 [[response.text for response in one.responses] for one in part],
             )
             for one, gold in zip(part, scores, strict=True):
