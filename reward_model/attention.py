@@ -1,5 +1,7 @@
 """Attention over a packed batch, registered with transformers as ``sumzero_packed``.
 
+On CUDA without gradients it is one FlexAttention call (:mod:`reward_model.flex`). Elsewhere:
+
 Every block of the batch (see :mod:`reward_model.packing`) is one call on tiles of one fixed shape.
 Kernels compute the tiles of a call independently, so a tile's result depends on its own rows only.
 Query heads that share a key head are stacked along the query axis: no key is copied per head.
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from reward_model.flex import flex_packed_attention
 from reward_model.packing import AttentionBlock, PackedBatch
 from reward_model.slots import chains, rows_to_slots, slots_to_rows
 
@@ -50,6 +53,12 @@ def packed_attention(
     query_SD, key_SD, value_SD = (
         rows_to_slots(_token_major(x), packed) for x in (query, key, value)
     )
+    if query.is_cuda and not torch.is_grad_enabled():
+        output_SD = flex_packed_attention(
+            query_SD, key_SD, value_SD, packed,
+            dim=dim, scale=scale, window=sliding_window, softcap=softcap,
+        )  # fmt: skip
+        return slots_to_rows(output_SD, packed).view(1, -1, heads, dim), None
     keys, values = chains(key_SD, packed), chains(value_SD, packed)
     outputs = []
     for index, block in enumerate(packed.blocks):
@@ -109,7 +118,8 @@ def _mask(
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         mask = mask.masked_fill_(~visible, float("-inf"))
         packed.masks[name] = _stack(mask, group)
-    return packed.masks[name]
+    stacked: Tensor = packed.masks[name]
+    return stacked
 
 
 def _stack(mask: Tensor, group: int) -> Tensor:

@@ -20,6 +20,7 @@ from reward_model.contract import FILE_NAME, Contract
 from reward_model.custom import custom_rewards, is_custom
 from reward_model.encode import Encoder
 from reward_model.errors import CheckpointError
+from reward_model.numerics import fix_cuda_sums
 from reward_model.packing import PackedBatch, pack
 from reward_model.parity import agrees
 
@@ -83,6 +84,8 @@ class RewardModel(nn.Module):
             CheckpointError: not a checkpoint, more than one label, weights missing that would be
                 freshly initialised (the head among them), or files changed since they were saved.
         """
+        if torch.device(device).type == "cuda":
+            fix_cuda_sums()
         path = Path(directory)
         classifier = load_classifier(path, as_dtype(dtype), trust_remote_code)
         tokenizer = load_tokenizer(path, trust_remote_code)

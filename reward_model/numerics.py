@@ -1,11 +1,25 @@
-"""Matrix products on the CPU whose rows do not depend on how many rows there are.
+"""Matrix products whose rows do not depend on how many rows there are.
 
-MKL splits the inner dimension over threads when it is large against the number of rows: with two
-threads a [M, 1536] × [1536, 384] product changed its bits between M = 192 and M = 256. In its
-strict reproducible mode it does not; the order of every sum is then fixed. The mode is read from
-the environment at the first product of the process, so it is set when this package is imported.
+On the CPU, MKL splits the inner dimension over threads when it is large against the number of rows:
+with two threads a [M, 1536] × [1536, 384] product changed its bits between M = 192 and M = 256. In
+its strict reproducible mode it does not; the order of every sum is then fixed. On CUDA, cuBLAS does
+the same (split-K) where it has a workspace to put the parts in, so it gets next to none.
+
+Both read the environment at the first product of the process, so it is set when this package is
+imported; what the user has set stays.
 """
 
 import os
 
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "1")
+
+
+def fix_cuda_sums() -> None:
+    """Let no CUDA matrix product add up in less than float32."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

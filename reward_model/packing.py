@@ -9,8 +9,9 @@ Shape suffixes: N sequences, T packed rows, S slots, B runs of one block, A tile
 tokens of one sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ class PackedBatch:
     computed_tokens: int
     causal: bool
     _tiles: "_Tiles"
-    masks: dict[tuple[int, int | None, torch.dtype, int], Tensor] = field(default_factory=dict)
+    masks: dict[Hashable, Any] = field(default_factory=dict)
     """Attention masks of the blocks, made at the first layer that needs them."""
 
     def __len__(self) -> int:

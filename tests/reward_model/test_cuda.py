@@ -1,0 +1,50 @@
+"""The same promises on a CUDA device."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from reward_model.model import RewardModel
+from reward_model.scoring import score_token_ids
+from reward_model.self_test import self_test
+from tests.checkpoints import DECODERS, ENCODERS, tiny_checkpoint
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+
+def sequences() -> list[list[int]]:
+    rng = random.Random(0)
+    prompt = [rng.randrange(3, 300) for _ in range(150)]
+    own = [[rng.randrange(3, 300) for _ in range(length)] for length in (1, 64, 65, 200)]
+    return [*own, *([*prompt, *one] for one in own)]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("architecture", DECODERS + ENCODERS)
+def test_a_score_does_not_depend_on_its_batch(
+    tmp_path: Path, architecture: str, dtype: str
+) -> None:
+    model = RewardModel.load(tiny_checkpoint(tmp_path, architecture), dtype=dtype, device="cuda")
+    result = self_test(model, rounds=4)
+    assert result.differing == 0
+
+
+@pytest.mark.parametrize("architecture", DECODERS + ENCODERS)
+def test_scores_are_those_of_the_cpu(tmp_path: Path, architecture: str) -> None:
+    path = tiny_checkpoint(tmp_path, architecture)
+    wanted = score_token_ids(RewardModel.load(path), sequences())
+    got = score_token_ids(RewardModel.load(path, device="cuda"), sequences())
+    assert got == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "modernbert"])
+def test_gradients_are_those_of_the_cpu(tmp_path: Path, architecture: str) -> None:
+    path = tiny_checkpoint(tmp_path, architecture)
+    grads = []
+    for device in ("cpu", "cuda"):
+        model = RewardModel.load(path, device=device).train()
+        model(model.pack(sequences())).rewards_N.sum().backward()
+        grads.append(model.classifier.get_input_embeddings().weight.grad.cpu())
+    assert torch.allclose(*grads, rtol=1e-2, atol=1e-3 * float(grads[0].abs().max()))
