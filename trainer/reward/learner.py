@@ -60,6 +60,7 @@ class Learner:
         self.settings = settings
         self.use_margin = use_margin
         self.count = TokenCount()
+        sharding.check_launcher(lora=settings.lora is not None)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         if model.head.bias is not None:
             model.head.bias.requires_grad_(False)

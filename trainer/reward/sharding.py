@@ -19,18 +19,33 @@ from trainer.reward.ranks import world_size
 
 
 def is_asked_for() -> bool:
-    """Whether ``accelerate launch`` was told to use FSDP, and there are ranks to divide over.
+    """Whether ``accelerate launch`` was told to use FSDP, and there are ranks to divide over."""
+    return _is_set("ACCELERATE_USE_FSDP") and world_size() > 1
+
+
+def check_launcher(*, lora: bool) -> None:
+    """Refuse what ``accelerate launch`` can be told and this trainer does not do.
 
     Raises:
-        UsageError: FSDP1, or offloading, which are not supported.
+        UsageError: DeepSpeed, FSDP1, offloading, or adapters under FSDP.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return False
+    if _is_set("ACCELERATE_USE_DEEPSPEED"):
+        raise UsageError(
+            "accelerate: DeepSpeed is not supported; FSDP2 divides the same things: use "
+            "deploy/accelerate/fsdp2.yaml"
+        )
+    if not _is_set("ACCELERATE_USE_FSDP"):
+        return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UsageError("accelerate: only FSDP2 is supported: set fsdp_version to 2")
-    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+    if _is_set("FSDP_OFFLOAD_PARAMS"):
         raise UsageError("accelerate: fsdp_offload_params is not supported: set it to false")
-    return world_size() > 1
+    if lora:
+        raise UsageError("lora: not supported under FSDP2; adapters are small: use ddp.yaml")
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("true", "1")
 
 
 def shard(model: RewardModel) -> None:

@@ -16,7 +16,7 @@ from reward_model.scoring import score_token_ids
 from tests.checkpoints import tiny_checkpoint
 from trainer.data.rows import write_rows
 from trainer.metrics import read_metrics
-from trainer.reward import lora
+from trainer.reward import lora, sharding
 from trainer.reward.best import Best
 from trainer.reward.config import LoraSettings, RewardSettings, RunSettings
 from trainer.reward.sweep import sweep
@@ -229,3 +229,24 @@ def test_liger_needs_cuda(backbone: Path, pairs: Path, tmp_path: Path) -> None:
         pytest.skip("there is a CUDA device")
     with pytest.raises(UsageError, match=r"compute\.liger: .*CUDA"):
         train(settings(backbone, pairs, tmp_path / "run", compute={"liger": True}))
+
+
+@pytest.mark.parametrize(
+    ("environment", "part"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "only FSDP2"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+            "fsdp_offload_params",
+        ),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "lora: not supported under FSDP2"),
+    ],
+)
+def test_what_the_launcher_asks_in_vain(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], part: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=part):
+        sharding.check_launcher(lora=True)
