@@ -55,6 +55,7 @@ format: install ## let ruff format the tree
 
 bench: install ## the benchmarks, one JSON object each
 	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.serving
 
 openapi: install ## write openapi.yaml from the app
 	$(BIN)/python -m service.openapi
