@@ -138,7 +138,14 @@ class RayScorer:
     def models(self) -> dict[str, ServedModel]:
         return self._served
 
-    async def score(self, model: str, sequences: Sequence[TokenIds], *, timeout: float) -> Scored:
+    async def score(
+        self,
+        model: str,
+        sequences: Sequence[TokenIds],
+        *,
+        timeout: float,
+        version: str | None = None,  # the replica compares the version of the encoding
+    ) -> Scored:
         if model not in self._handles:
             raise UnknownModel(f"no model named {model!r}", {"models": list(self._handles)})
         deadline = time.monotonic() + timeout

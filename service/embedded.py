@@ -5,10 +5,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reward_model.errors import SumzeroError
 from reward_model.model import RewardModel
 from service.batcher import BatchedScores, Batcher
 from service.cache import ResultCache, digest
-from service.errors import Unavailable, UnknownModel
+from service.errors import Unavailable, UnknownModel, VersionChanged
 from service.logs import FIELDS
 from service.metrics import Metrics
 from service.replica import WARM_UP_TOKENS, Replica
@@ -36,6 +37,8 @@ class EmbeddedScorer:
         self._cache = ResultCache(settings.cache_mib << 20)
         self._seats: dict[str, Seat] = {}
         self._served: dict[str, ServedModel] = {}
+        self._reloading = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
 
     async def load(self) -> None:
         """Load, warm up and self-test every model; nothing is served before all are there.
@@ -47,11 +50,55 @@ class EmbeddedScorer:
         self.metrics.touch(seats)
         self._seats, self._served = seats, {name: seat.served for name, seat in seats.items()}
 
+    async def reload(self) -> None:
+        """Read every model's directory anew and change to what is there, while scores go on.
+
+        What was submitted to the old version is answered by it. A directory that cannot be served
+        is said in the log, and the old version stays.
+        """
+        async with self._reloading:
+            for own in self._settings.model if self._seats else ():
+                try:
+                    new = await self._load(own)
+                except SumzeroError as error:
+                    fields = {"model": own.name, "reason": str(error)}
+                    logger.error("not reloaded; the old version stays", extra={FIELDS: fields})
+                    continue
+                self._change(own.name, new)
+
+    def _change(self, name: str, new: Seat) -> None:
+        old = self._seats[name]
+        if new.served.version == old.served.version:
+            new.replica.close()
+            return
+        # New dictionaries: whoever holds the old ones sees one state and not half of another.
+        self._seats = self._seats | {name: new}
+        self._served = self._served | {name: new.served}
+        task = asyncio.create_task(self._retire(old), name=f"retire-{name}")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, old: Seat) -> None:
+        await old.batcher.drain()
+        old.replica.close()
+        self.metrics.model_info.remove(*_info(old.served))
+        fields = {"model": old.served.name, "version": old.served.version}
+        logger.info("old version retired", extra={FIELDS: fields})
+
     def models(self) -> dict[str, ServedModel]:
         return self._served
 
-    async def score(self, model: str, sequences: Sequence[TokenIds], *, timeout: float) -> Scored:
+    async def score(
+        self,
+        model: str,
+        sequences: Sequence[TokenIds],
+        *,
+        timeout: float,
+        version: str | None = None,
+    ) -> Scored:
         seat = self._seat(model)
+        if version is not None and version != seat.served.version:
+            raise VersionChanged(f"model {model} was updated; try again")
         version = seat.served.version
         keys = [digest(version, sequence) for sequence in sequences]
         known = {key: score for key in keys if (score := self._cache.get(key)) is not None}
@@ -94,6 +141,8 @@ class EmbeddedScorer:
             if drain:
                 await seat.batcher.drain()
             seat.replica.close()
+        if drain:
+            await asyncio.gather(*self._retiring)
 
     def _seat(self, model: str) -> Seat:
         if not self._seats:
@@ -140,12 +189,9 @@ class EmbeddedScorer:
         return min(budget, WARM_UP_TOKENS) if model.device.type == "cpu" else budget
 
     def _report(self, served: ServedModel, replica: Replica) -> None:
-        details = {key: str(value) for key, value in served.details.items()}
         passed = replica.self_test is not None and replica.self_test.passed
         self.metrics.self_test_passed.labels(served.name).set(passed)
-        self.metrics.model_info.labels(
-            served.name, served.version, details["dtype"], details["device"], details["scoring"]
-        ).set(1)
+        self.metrics.model_info.labels(*_info(served)).set(1)
         fields = {"model": served.name, "version": served.version, **_describe(replica)}
         logger.info("model loaded", extra={FIELDS: fields})
 
@@ -167,6 +213,12 @@ def served_model(own: ModelSettings, settings: ServiceSettings, replica: Replica
             **_describe(replica),
         },
     )
+
+
+def _info(served: ServedModel) -> tuple[str, ...]:
+    """The labels of a model's series in ``sumzero_model_info``."""
+    details = [str(served.details[key]) for key in ("dtype", "device", "scoring")]
+    return (served.name, served.version, *details)
 
 
 def _describe(replica: Replica) -> dict[str, str | int | float | bool]:

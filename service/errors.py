@@ -10,6 +10,7 @@ ServiceError             one JSON shape: {"error": {"type", "message", "details"
 ├── ClientGone           499  nobody reads it; for the log
 ├── QueueFull            429  with Retry-After, from the measured throughput
 ├── Unavailable          503  loading, draining or broken
+│   └── VersionChanged   503  the model was updated meanwhile; the scoring path asks again
 ├── DeadlinePassed       504
 └── InternalError        500  a fault of ours; the log has the traceback, the answer does not
 
@@ -109,6 +110,10 @@ class Unavailable(ServiceError):
     @property
     def headers(self) -> dict[str, str]:
         return {"Retry-After": "1"}
+
+
+class VersionChanged(Unavailable):
+    """The tokens were made for another version of the model."""
 
 
 class DeadlinePassed(ServiceError):

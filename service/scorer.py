@@ -73,13 +73,22 @@ class Scorer(Protocol):
         """The served models by name, in order: the first is the default. Empty while loading."""
         ...
 
-    async def score(self, model: str, sequences: Sequence[TokenIds], *, timeout: float) -> Scored:
+    async def score(
+        self,
+        model: str,
+        sequences: Sequence[TokenIds],
+        *,
+        timeout: float,
+        version: str | None = None,
+    ) -> Scored:
         """Score ``sequences`` (valid ids, none empty, none too long) within ``timeout`` seconds.
 
-        Cancelling the call frees its place in the queue.
+        Cancelling the call frees its place in the queue. ``version`` is the one that the sequences
+        were tokenized for.
 
         Raises (all of :mod:`service.errors`):
             UnknownModel: no model of that name.
+            VersionChanged: the model has another version now, which may read other tokens.
             QueueFull: no room; carries an honest ``retry_after`` in seconds.
             DeadlinePassed: ``timeout`` seconds went by.
             Unavailable: loading, draining or broken.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from reward_model.encode import TokenizedItem, Truncation
-from service.errors import DeadlinePassed, ItemsFailed, ItemsFailedForNow
+from service.errors import DeadlinePassed, ItemsFailed, ItemsFailedForNow, VersionChanged
 from service.inputs import Input, encode_all
 from service.metrics import Metrics
 from service.scorer import ItemFailure, Outcome, Scored, Scorer, ServedModel
@@ -26,12 +26,17 @@ class Answer:
     outcomes: list[Outcome]
     num_tokens: list[int]
     truncated: list[bool]
-    model: str
+    served: ServedModel
+    """Which tokenized; the version that scored stands in ``model_version``."""
     model_version: str
     computed_tokens: int
     tokenize_seconds: float
     queue_seconds: float
     forward_seconds: float
+
+    @property
+    def model(self) -> str:
+        return self.served.name
 
     def scores(self) -> list[float]:
         """The scores, for protocols that know no null.
@@ -69,24 +74,37 @@ class ScoringPath:
         Raises:
             ServiceError: no scores at all; see :meth:`service.scorer.Scorer.score`.
         """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return await self._score(model, inputs, truncation, deadline - time.monotonic())
+            except VersionChanged:
+                # Tokenized for a version that has gone meanwhile: again, for the one that came.
+                model = self.scorer.models()[model.name]
+
+    async def _score(
+        self, model: ServedModel, inputs: Sequence[Input], truncation: Truncation, timeout: float
+    ) -> Answer:
         started = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
                 items = await self._tokenize(model, inputs, truncation)
         except TimeoutError:
-            raise DeadlinePassed(f"not tokenized within {timeout:g} s") from None
+            raise DeadlinePassed("not tokenized in time") from None
         tokenized = time.monotonic()
         sequences = [item.token_ids for item in items if isinstance(item, TokenizedItem)]
         remaining = max(0.001, timeout - (tokenized - started))
         scored = Scored((), model.version, 0)
         if sequences:
-            scored = await self.scorer.score(model.name, sequences, timeout=remaining)
+            scored = await self.scorer.score(
+                model.name, sequences, timeout=remaining, version=model.version
+            )
         outcomes = iter(scored.outcomes)
         answer = Answer(
             outcomes=[i if isinstance(i, ItemFailure) else next(outcomes) for i in items],
             num_tokens=[0 if isinstance(i, ItemFailure) else len(i.token_ids) for i in items],
             truncated=[isinstance(i, TokenizedItem) and i.truncated for i in items],
-            model=model.name,
+            served=model,
             model_version=scored.model_version,
             computed_tokens=scored.computed_tokens,
             tokenize_seconds=tokenized - started,

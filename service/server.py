@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -16,7 +16,7 @@ from reward_model.errors import UsageError
 from service.app import create_app
 from service.embedded import EmbeddedScorer
 from service.gate import Gate
-from service.logs import FIELDS, configure_logging
+from service.logs import FIELDS, configure_logging, log_fault
 from service.metrics import Metrics
 from service.settings import ServiceSettings
 
@@ -42,7 +42,17 @@ def serve(settings: ServiceSettings) -> None:
     set_verbosity_error()
     with bind(settings.host, settings.port) as listener:
         warn_if_open(settings)
-        asyncio.run(_serve(settings, listener))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings, listener))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it exists, which is not on Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 @contextlib.contextmanager
@@ -88,7 +98,7 @@ async def _serve(settings: ServiceSettings, listener: socket.socket) -> None:
         ssl_keyfile=settings.ssl_keyfile,
     )
     server = _Server(config)
-    stop = _listen_for_signals()
+    stop = _listen_for_signals(scorer)
     serving = asyncio.create_task(server.serve([listener]))
     loading = asyncio.create_task(_load(scorer, listener))
     waiting = asyncio.create_task(stop.wait())
@@ -140,12 +150,26 @@ class _Stop(asyncio.Event):
         self.set()
 
 
-def _listen_for_signals() -> _Stop:
+def _listen_for_signals(scorer: EmbeddedScorer) -> _Stop:
     stop = _Stop()
     loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(scorer.reload(), name="reload")
+        reloads.add(task)
+        task.add_done_callback(_reloaded)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.interrupt)
     return stop
+
+
+def _reloaded(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log_fault(logger, "not reloaded", error)
 
 
 def warn_if_open(settings: ServiceSettings) -> None:

@@ -27,7 +27,8 @@ def score_router(context: Context) -> APIRouter:
     @router.post("/score", response_model=ScoreResponse, summary="Score responses")
     async def score(body: ScoreRequest, request: Request) -> JSONResponse:
         model = context.model(body.model)
-        stats = _stats(model) if body.normalize else None
+        if body.normalize:
+            _stats(model)  # refused before it is computed
         inputs = [list(inputs_of(item)) for item in body.items]
         answer = await context.score(
             request,
@@ -36,6 +37,7 @@ def score_router(context: Context) -> APIRouter:
             truncation=body.truncation,
             timeout=body.timeout_ms / 1000 if body.timeout_ms else None,
         )
+        stats = _stats(answer.served) if body.normalize else None
         return JSONResponse(
             _body(answer, [len(of_item) for of_item in inputs], stats, request.state.request_id)
         )

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from reward_model.encode import Encoder
 from service.context import Context
-from service.errors import ItemsFailed, MalformedRequest
+from service.errors import ItemsFailed, MalformedRequest, VersionChanged
 from service.inputs import PromptResponse, TokenIds, encode_all
 from service.schemas import ChatMessage, Unicode
 from service.schemas import Request as StrictRequest
@@ -51,6 +51,8 @@ def trace_router(context: Context) -> APIRouter:
         ends = _thinned(start, len(ids), min(MAX_POINTS, context.settings.max_items))
         inputs = [TokenIds(ids[: end + 1]) for end in ends]
         answer = await context.score(request, model, inputs, truncation="error")
+        if answer.served.version != model.version:
+            raise VersionChanged(f"model {model.name} was updated; try again")
         return TraceResponse(
             id=request.state.request_id,
             model=answer.model,

@@ -160,7 +160,7 @@ async def test_what_is_worth_another_try_is_503(
     path: str,
     body: dict[str, Any],
 ) -> None:
-    async def no_memory(model: str, sequences: list[Any], *, timeout: float) -> Scored:
+    async def no_memory(model: str, sequences: list[Any], **options: Any) -> Scored:
         failure = ItemFailure("out_of_memory", "not enough memory for this sequence")
         return Scored((failure,) * len(sequences), "sha256:0", 0)
 
