@@ -24,6 +24,7 @@ from service.routes.trace import trace_router
 from service.scorer import Scorer
 from service.scoring import ScoringPath
 from service.settings import ServiceSettings
+from service.telemetry import Tracing, tracer_provider
 
 ROUTERS = (
     score_router,
@@ -71,6 +72,8 @@ def create_app(
     app.add_middleware(
         Authentication, keys=_plain(settings.api_keys), token_paths=COMPATIBILITY_PATHS
     )
+    if settings.telemetry:
+        app.add_middleware(Tracing, provider=tracer_provider())
     app.add_middleware(Access, metrics=metrics)
     return app
 

@@ -97,6 +97,8 @@ class ServiceSettings(ScoringSettings):
     """What the foreign protocols do with a too long item, unless the model says otherwise."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Keys of which a request must carry one; none means no authentication."""
+    telemetry: bool = False
+    """Send one OpenTelemetry span per request to OTEL_EXPORTER_OTLP_ENDPOINT."""
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
     ray: bool = False
