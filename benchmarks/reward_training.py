@@ -100,6 +100,7 @@ def trl_arm(
     gradient_checkpointing: bool = False,
 ) -> Arm:
     """RewardTrainer on a model that it keeps from round to round."""
+    micro_batch = min(micro_batch, setting.batch_pairs)
     options = RewardConfig(
         output_dir=str(setting.workspace),
         per_device_train_batch_size=micro_batch,

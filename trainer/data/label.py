@@ -14,7 +14,7 @@ from pydantic import Field
 
 from reward_model.command import Settings, run
 from reward_model.errors import SumzeroError
-from service.client import RewardClient, RewardError
+from service.client import Prompt, RewardClient, RewardError
 from trainer.data.journal import Journal
 from trainer.data.responses import PromptResponses, prompt_key, read_responses
 
@@ -78,8 +78,12 @@ async def _label_all(
     ) as rewards:
         for start in range(0, len(waiting), settings.at_once):
             part = waiting[start : start + settings.at_once]
+            asked: list[Prompt] = [
+                [{"role": turn["role"], "content": turn["content"]} for turn in one.prompt]
+                for one in part
+            ]
             scores = await rewards.score_groups(
-                [[dict(turn) for turn in one.prompt] for one in part],
+                asked,
                 [[response.text for response in one.responses] for one in part],
             )
             for one, gold in zip(part, scores, strict=True):
