@@ -107,7 +107,6 @@ def infer_contract(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         append_eos=not causal and tokenizer.sep_token_id is not None,
         pooling="last" if causal else _encoder_pooling(model.config),
         max_length=_max_length(model, tokenizer),
-        base_model=model.config.name_or_path or None,
     )
 
 

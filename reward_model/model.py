@@ -20,6 +20,7 @@ from reward_model.contract import FILE_NAME, Contract
 from reward_model.custom import custom_rewards, is_custom
 from reward_model.encode import Encoder
 from reward_model.errors import CheckpointError
+from reward_model.memory import keep_freed_memory
 from reward_model.numerics import fix_cuda_sums
 from reward_model.packing import PackedBatch, pack
 from reward_model.parity import agrees
@@ -50,6 +51,8 @@ class RewardModel(nn.Module):
         contract: Contract,
     ) -> None:
         super().__init__()
+        if classifier.device.type == "cpu":
+            keep_freed_memory()
         self.classifier = classifier
         self.tokenizer = tokenizer
         self.contract = contract

@@ -1,4 +1,5 @@
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,10 @@ def test_last_non_pad_reads_what_transformers_reads(tmp_path: Path) -> None:
     Contract.model_validate(contract.model_dump()).write(path)
     assert score_token_ids(RewardModel.load(path), [ids])[0] == pytest.approx(wanted, abs=1e-5)
     assert score_token_ids(inferred, [ids])[0] != pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_foreign_version_is_that_of_the_files_wherever_they_stand(tmp_path: Path) -> None:
+    first = RewardModel.load(tiny_checkpoint(tmp_path / "one"))
+    assert first.contract.template_source == "inferred"
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert RewardModel.load(tmp_path / "two").model_version == first.model_version

@@ -1,15 +1,10 @@
 """Options that change how a model is computed, and not what."""
 
-import ctypes
-import sys
-
 import torch
 
 from reward_model.errors import UsageError
 from reward_model.model import RewardModel
 from trainer.reward.config import ComputeSettings
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 COMPILED = ("mlp", "intermediate", "input_layernorm", "post_attention_layernorm")
 """Parts of a layer that torch.compile is given; attention has kernels of its own."""
@@ -30,21 +25,6 @@ def apply(model: RewardModel, compute: ComputeSettings) -> None:
         _apply_liger(model)
     if compute.compile:
         _compile(model)
-
-
-def keep_freed_memory() -> None:
-    """On the CPU, let the C library keep what tensors free instead of giving it to the system.
-
-    The next micro-batch needs as much again, and new pages cost a fault each: 5 % of a step.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not the GNU C library
-        return
-    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
-    mallopt(_M_TRIM_THRESHOLD, (2 << 30) - 1)
 
 
 def _apply_liger(model: RewardModel) -> None:

@@ -70,8 +70,6 @@ class Learner:
             if resumed is not None:
                 checkpoint.restore_trained(resumed, model)
         acceleration.apply(model, settings.compute)
-        if self.accelerator.device.type == "cpu":
-            acceleration.keep_freed_memory()
         self.model = model.train().to(self.accelerator.device)
         self.sharded = sharding.is_asked_for()
         if self.sharded:

@@ -20,6 +20,7 @@ from transformers import (
 
 from reward_model.backbone import packed_hidden_states, use_packed_attention
 from reward_model.errors import CheckpointError
+from reward_model.memory import keep_freed_memory
 from reward_model.packing import pack
 
 MAX_LOGITS = 1 << 26
@@ -111,6 +112,8 @@ def load_policy(
     Raises:
         CheckpointError: it cannot be opened, or has weights missing.
     """
+    if device == "cpu":
+        keep_freed_memory()
     if (Path(name).exists() or name.startswith((".", "/"))) and not (
         Path(name) / "config.json"
     ).is_file():
