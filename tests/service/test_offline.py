@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service import offline
 from service.embedded import EmbeddedScorer
+from service.offline import work
+from service.offline.__main__ import main
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -33,7 +34,7 @@ def source(tmp_path: Path) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr("sys.argv", ["offline", *map(str, arguments)])
-    return offline.main()
+    return main()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -66,9 +67,9 @@ async def test_a_stopped_run_goes_on_where_it_was(
     whole, out = source.with_name("whole.jsonl"), source.with_name("out.jsonl")
     part = source.with_name("out.jsonl.part")
     assert await in_a_thread(monkeypatch, source, whole, "--model", checkpoint) == 0
-    monkeypatch.setattr(offline, "PORTION_LINES", 1)
+    monkeypatch.setattr(work, "PORTION_LINES", 1)
     asked: list[int] = []
-    ask = offline._Work._ask
+    ask = work.Work._ask
 
     async def stopping(self: Any, portion: Any) -> Any:
         asked.append(len(portion))
@@ -77,7 +78,7 @@ async def test_a_stopped_run_goes_on_where_it_was(
         return await ask(self, portion)
 
     with monkeypatch.context() as patch:
-        patch.setattr(offline._Work, "_ask", stopping)
+        patch.setattr(work.Work, "_ask", stopping)
         assert await in_a_thread(patch, source, out, "--model", checkpoint) == 130
     assert not out.exists()
     kept = len(part.read_bytes().splitlines()) - 1
@@ -90,7 +91,7 @@ async def test_a_stopped_run_goes_on_where_it_was(
         asked.append(len(portion))
         return await ask(self, portion)
 
-    monkeypatch.setattr(offline._Work, "_ask", counting)
+    monkeypatch.setattr(work.Work, "_ask", counting)
     assert await in_a_thread(monkeypatch, source, out, "--model", checkpoint) == 0
     assert sum(asked) == len(ITEMS) - kept
     assert out.read_bytes() == whole.read_bytes()
