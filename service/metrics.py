@@ -11,6 +11,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -30,6 +31,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         self.requests = Counter(
             "sumzero_requests", "Requests answered.", ("route", "status"), registry=registry
         )
@@ -110,6 +112,18 @@ class Metrics:
             ("model",),
             registry=registry,
         )
+        self.score_shift = Gauge(
+            "sumzero_score_shift",
+            "Mean of the last thousand scores or so, less training's, in training's deviations.",
+            ("model",),
+            registry=registry,
+        )
+        self.score_spread = Gauge(
+            "sumzero_score_spread",
+            "Standard deviation of the last thousand scores or so, over training's.",
+            ("model",),
+            registry=registry,
+        )
         self.ready = Gauge("sumzero_ready", "1 when scores can be had.", registry=registry)
         self.model_info = Gauge(
             "sumzero_model_info",
@@ -125,6 +139,11 @@ class Metrics:
         for outcome in outcomes:
             if isinstance(outcome, ItemFailure):
                 self.item_errors.labels(model, outcome.type).inc()
+
+    def show_drift(self, model: str, shift: float, spread: float) -> None:
+        """Where the scores of ``model`` stand against those of its training."""
+        self.score_shift.labels(model).set(shift)
+        self.score_spread.labels(model).set(spread)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count one HTTP request; ``route`` is a path template, never what the client typed."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from reward_model.encode import TokenizedItem, Truncation
+from service.drift import ScoreDrift
 from service.errors import DeadlinePassed, ItemsFailed, ItemsFailedForNow, VersionChanged
 from service.inputs import Input, encode_all
 from service.metrics import Metrics
@@ -59,6 +60,7 @@ class ScoringPath:
     def __init__(self, scorer: Scorer, metrics: Metrics, tokenizer_threads: int = 2) -> None:
         self.scorer = scorer
         self._metrics = metrics
+        self._drifts: dict[str, tuple[str, ScoreDrift]] = {}
         self._threads = ThreadPoolExecutor(tokenizer_threads, thread_name_prefix="tokenize")
 
     async def score(
@@ -112,7 +114,20 @@ class ScoringPath:
             forward_seconds=scored.forward_seconds,
         )
         self._metrics.count_answer(answer.model, answer.outcomes, sum(answer.num_tokens))
+        self._follow_drift(answer)
         return answer
+
+    def _follow_drift(self, answer: Answer) -> None:
+        """A new version starts anew; a model without statistics has nothing to be held against."""
+        stats = answer.served.contract.stats
+        if stats is None:
+            return
+        version, drift = self._drifts.get(answer.model, ("", None))
+        if drift is None or version != answer.model_version:
+            drift = ScoreDrift(stats)
+            self._drifts[answer.model] = (answer.model_version, drift)
+        drift.add(score for score in answer.outcomes if not isinstance(score, ItemFailure))
+        self._metrics.show_drift(answer.model, drift.shift, drift.spread)
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
         """Call ``function``, which tokenizes, where tokenizing is done: off the event loop."""
