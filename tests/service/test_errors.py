@@ -37,6 +37,7 @@ def test_statuses_are_those_of_the_protocol() -> None:
         "Unavailable": 503,
         "DeadlinePassed": 504,
         "InternalError": 500,
+        "VersionChanged": 503,
     }
 
 

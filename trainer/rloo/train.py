@@ -75,11 +75,11 @@ async def _run(session: Session, interruption: Interruption) -> bool:
         await _probe(session, generator)
         if session.step == 0:
             await _evaluate(session, generator, rewards)
-        rollouts = _rollouts(session, generator, rewards)
+        rollouts = make_rollouts(session, generator, rewards)
         interruption.finishing = True
         async with asyncio.TaskGroup() as tasks:
             worker = tasks.create_task(rollouts.run())
-            await _learn(session, rollouts, generator, rewards, interruption)
+            await learn(session, rollouts, generator, rewards, interruption)
             worker.cancel()
         interruption.finishing = False
         save_checkpoint(
@@ -95,7 +95,7 @@ async def _run(session: Session, interruption: Interruption) -> bool:
         return True
 
 
-async def _learn(
+async def learn(
     session: Session,
     rollouts: Rollouts,
     generator: Generator,
@@ -178,7 +178,8 @@ async def _probe(session: Session, generator: Generator) -> None:
     session.metrics.log(session.step, {"probe/sampler_difference": difference})
 
 
-def _rollouts(session: Session, generator: Generator, rewards: Rewards) -> Rollouts:
+def make_rollouts(session: Session, generator: Generator, rewards: Rewards) -> Rollouts:
+    """The prompts that are still to be trained, on their way to groups."""
     settings = session.settings
     return Rollouts(
         generator,
