@@ -56,6 +56,11 @@ format: install ## let ruff format the tree
 bench: install ## the benchmarks, one JSON object each
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.exactness
+	$(BIN)/python -m benchmarks.reward_training
+	$(BIN)/python -m benchmarks.rloo_learner
+	$(BIN)/python -m benchmarks.rloo_overlap
 
 openapi: install ## write openapi.yaml from the app
 	$(BIN)/python -m service.openapi
