@@ -17,6 +17,7 @@ from service.routes.embeddings import embeddings_router
 from service.routes.llama_factory import llama_factory_router
 from service.routes.openrlhf import openrlhf_router
 from service.routes.page import page_router
+from service.routes.prometheus import prometheus_router
 from service.routes.score import score_router
 from service.routes.slime import slime_router
 from service.routes.status import status_router
@@ -64,6 +65,8 @@ def create_app(
     app = FastAPI(docs_url=None, redoc_url=None, strict_content_type=False)
     for router in ROUTERS:
         app.include_router(router(context))
+    if settings.metrics_port is None:
+        app.include_router(prometheus_router(context))
     add_error_answers(app)
     describe(app)
     # The last one added is the outermost.
@@ -75,6 +78,17 @@ def create_app(
     if settings.telemetry:
         app.add_middleware(Tracing, provider=tracer_provider())
     app.add_middleware(Access, metrics=metrics)
+    return app
+
+
+def create_metrics_app(
+    scorer: Scorer, settings: ServiceSettings, *, metrics: Metrics, gate: Gate
+) -> FastAPI:
+    """``/metrics`` and nothing else, without keys; ``create_app`` leaves it out then."""
+    context = Context(scorer, ScoringPath(scorer, metrics), metrics, gate, settings)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(prometheus_router(context))
+    add_error_answers(app)
     return app
 
 

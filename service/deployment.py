@@ -229,7 +229,12 @@ def build_application(settings: ServiceSettings, **actor_options: Any) -> Applic
     Args:
         actor_options: ``ray_actor_options`` of the model replicas; by default one GPU each where
             ``settings.device`` is one, else one core.
+
+    Raises:
+        UsageError: a setting that Ray Serve has no place for.
     """
+    if settings.metrics_port is not None:
+        raise UsageError("metrics_port: a Ray proxy has one port for all routes; leave it out")
     on_gpu = settings.device.startswith("cuda")
     actor_options = actor_options or {"num_gpus" if on_gpu else "num_cpus": 1}
     replica = serve.deployment(ModelReplica).options(

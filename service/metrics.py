@@ -154,7 +154,13 @@ class Metrics:
         """Let every model's series start at 0 rather than at its first event."""
         for model in models:
             self.queue_tokens.labels(model).set(0)
-            for counter in (self.items, self.tokens, self.computed_tokens, self.cache_hits):
+            for counter in (
+                self.items,
+                self.tokens,
+                self.computed_tokens,
+                self.cache_hits,
+                self.bisections,
+            ):
                 counter.labels(model)
 
     def text(self) -> bytes:

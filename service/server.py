@@ -7,13 +7,15 @@ import ipaddress
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from reward_model.errors import UsageError
-from service.app import create_app
+from service.app import create_app, create_metrics_app
 from service.embedded import EmbeddedScorer
 from service.gate import Gate
 from service.logs import FIELDS, configure_logging, log_fault
@@ -40,10 +42,16 @@ def serve(settings: ServiceSettings) -> None:
     configure_logging(settings.log_format, settings.log_level)
     disable_progress_bar()
     set_verbosity_error()
-    with bind(settings.host, settings.port) as listener:
+    with contextlib.ExitStack() as listeners:
+        listener = listeners.enter_context(bind(settings.host, settings.port))
+        watched = None
+        if settings.metrics_port is not None:
+            watched = listeners.enter_context(
+                bind(settings.metrics_host, settings.metrics_port, option="--metrics_port")
+            )
         warn_if_open(settings)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(settings, listener))
+            runner.run(_serve(settings, listener, watched))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -56,8 +64,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 @contextlib.contextmanager
-def bind(host: str, port: int) -> Iterator[socket.socket]:
-    """A listening socket.
+def bind(host: str, port: int, option: str = "--port") -> Iterator[socket.socket]:
+    """A listening socket. ``option`` is the setting to change when the port is taken.
 
     Raises:
         UsageError: the address is taken, unknown or not ours to use.
@@ -69,7 +77,7 @@ def bind(host: str, port: int) -> Iterator[socket.socket]:
         listener.bind((host, port))
         listener.listen(2048)  # only listening takes the port for certain
     except OSError as error:
-        remedy = "; choose another --port" if error.errno == errno.EADDRINUSE else ""
+        remedy = f"; choose another {option}" if error.errno == errno.EADDRINUSE else ""
         raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}{remedy}") from None
     with listener:
         yield listener
@@ -83,21 +91,54 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve(settings: ServiceSettings, listener: socket.socket) -> None:
+def _server(app: ASGIApp, **options: Any) -> _Server:
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, lifespan="off", **options
+    )
+    return _Server(config)
+
+
+@contextlib.asynccontextmanager
+async def _watched(app: ASGIApp, listener: socket.socket | None) -> AsyncIterator[None]:
+    """Answer for ``/metrics`` on a port of its own until all is over; nowhere without a port."""
+    if listener is None:
+        yield
+        return
+    server = _server(app)
+    serving = asyncio.create_task(server.serve([listener]), name="metrics")
+    host, port = listener.getsockname()[:2]
+    logger.info("metrics", extra={FIELDS: {"host": host, "port": port}})
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def _serve(
+    settings: ServiceSettings, listener: socket.socket, watched: socket.socket | None
+) -> None:
     metrics, gate = Metrics(), Gate()
     scorer = EmbeddedScorer(settings, metrics)
-    config = uvicorn.Config(
-        create_app(scorer, settings, metrics=metrics, gate=gate),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
+    async with _watched(create_metrics_app(scorer, settings, metrics=metrics, gate=gate), watched):
+        app = create_app(scorer, settings, metrics=metrics, gate=gate)
+        await _serve_scores(app, scorer, gate, settings, listener)
+
+
+async def _serve_scores(
+    app: ASGIApp,
+    scorer: EmbeddedScorer,
+    gate: Gate,
+    settings: ServiceSettings,
+    listener: socket.socket,
+) -> None:
+    server = _server(
+        app,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
     )
-    server = _Server(config)
     stop = _listen_for_signals(scorer)
     serving = asyncio.create_task(server.serve([listener]))
     loading = asyncio.create_task(_load(scorer, listener))

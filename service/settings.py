@@ -83,6 +83,10 @@ class ServiceSettings(ScoringSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     """0 takes a free port and logs it."""
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """Serve /metrics on a port of its own, without a key, instead of beside /score."""
+    metrics_host: str = "127.0.0.1"
+    """Where metrics_port listens: where Prometheus comes by, and clients do not."""
     max_queue_tokens: int = Field(262144, ge=1)
     """Tokens that may wait per model; beyond it requests are answered 429."""
     max_items: int = Field(4096, ge=1)

@@ -1,10 +1,9 @@
-"""``/health``, ``/ready``, ``/metrics``, ``/v1/models``: what runs here, and does it run."""
+"""``/health``, ``/ready``, ``/v1/models``: what runs here, and does it run."""
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from service.context import Context
-from service.metrics import CONTENT_TYPE
 from service.schemas import Health, ModelBody, ModelList, ReadinessBody
 from service.scorer import ServedModel
 
@@ -26,12 +25,6 @@ def status_router(context: Context) -> APIRouter:
         models = {name: dict(model) for name, model in state.models.items()}
         body = ReadinessBody(ready=is_ready, reason=reason, models=models)
         return JSONResponse(body.model_dump(), 200 if is_ready else 503)
-
-    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-    async def metrics() -> Response:
-        state = await context.scorer.readiness()
-        context.metrics.ready.set(state.ready and not context.gate.closed)
-        return Response(context.metrics.text(), media_type=CONTENT_TYPE)
 
     @router.get("/v1/models", summary="The served models, the default one first")
     async def models() -> ModelList:

@@ -49,6 +49,24 @@ def test_settings_given_by_environment_exist() -> None:
         assert name.removeprefix("SUMZERO_").lower() in ServiceSettings.model_fields
 
 
+def test_prometheus_and_grafana_are_pinned_and_mount_what_is_there() -> None:
+    for name in ("prometheus", "grafana"):
+        assert SERVICES[name]["profiles"] == ["monitoring"]
+        assert re.search(r":\$\{\w+:-v?\d+\.\d+\.\d+\}$", SERVICES[name]["image"])
+        for volume in SERVICES[name]["volumes"]:
+            source = volume.partition(":")[0]
+            assert source in COMPOSE["volumes"] or (ROOT / source).is_dir(), source
+
+
+def test_prometheus_scrapes_the_port_of_the_metrics() -> None:
+    config = yaml.safe_load((ROOT / "deploy/prometheus/compose.yaml").read_text())
+    (target,) = config["scrape_configs"][0]["static_configs"][0]["targets"]
+    host, _, port = target.partition(":")
+    assert SERVICES["prometheus"]["links"] == [f"${{SCORER:-score}}:{host}"]
+    assert int(port) == SERVICES["score"]["environment"]["SUMZERO_METRICS_PORT"]
+    assert not any(port in published for published in SERVICES["score"]["ports"])
+
+
 def test_the_recipe_of_the_rloo_profile_fits_the_stack() -> None:
     recipe = yaml.safe_load((ROOT / "deploy/recipes/rloo/compose.yaml").read_text())
     settings = RlooSettings(**recipe)

@@ -1,5 +1,6 @@
-"""A real Prometheus scrapes the real service, and its rules are in order."""
+"""A real Prometheus scrapes the real service; rules and the dashboard's queries are in order."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,14 @@ import httpx
 import pytest
 import yaml
 
+from reward_model.contract import RewardStats
+from reward_model.model import RewardModel
 from tests.checkpoints import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus"
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "sumzero.json").read_text())
+KEY = "a-key-that-prometheus-does-not-have"
 
 pytestmark = [
     pytest.mark.integration,
@@ -50,34 +56,68 @@ def eventually(question: Callable[[], Any], seconds: float = 90) -> Any:
     raise AssertionError("it never came")
 
 
+def checkpoint_with_statistics(directory: Path) -> Path:
+    """Statistics make the service follow the drift of the scores."""
+    path = tiny_checkpoint(directory)
+    contract = RewardModel.load(path).contract
+    stats = RewardStats(mean=0.0, std=1.0, n=100, split="validation")
+    contract.model_copy(update={"stats": stats}).write(path)
+    return path
+
+
+def send_traffic(url: str) -> None:
+    """Scores, the same ones from the cache, and one that is null."""
+    body = {"items": [{"prompt": "Hi", "responses": ["Bread.", "Cake."]}]}
+    too_long = {"items": [{"token_ids": [5] * 5000}]}
+    for sent in (body, body, too_long):
+        answer = httpx.post(
+            f"{url}/score", json=sent, timeout=30, headers={"Authorization": f"Bearer {KEY}"}
+        )
+        assert answer.status_code == 200, answer.text
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A service with a port for its metrics, and the Prometheus that scrapes it."""
+
+    service: str
+    prometheus: str
+
+
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     directory = tmp_path_factory.mktemp("monitoring")
-    service, port = free_port(), free_port()
-    config = yaml.safe_load((RULES / "prometheus.yaml").read_text())
+    service, metrics, port = free_port(), free_port(), free_port()
+    config = yaml.safe_load((RULES / "compose.yaml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"localhost:{service}"]
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"localhost:{metrics}"]
     shutil.copy(RULES / "rules.yaml", directory)
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    model = checkpoint_with_statistics(directory / "m")
     commands = [
-        [sys.executable, "-m", "service", "--model", f"m={tiny_checkpoint(directory / 'm')}",
-         "--port", str(service)],
+        [sys.executable, "-m", "service", "--model", f"m={model}",
+         "--port", str(service), "--metrics_port", str(metrics)],
         ["prometheus", f"--config.file={directory / 'prometheus.yaml'}",
          f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address=127.0.0.1:{port}"],
     ]  # fmt: skip
-    processes = [
-        subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) for command in commands
-    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SUMZERO_API_KEYS": KEY}
+    processes = [subprocess.Popen(command, env=environment) for command in commands]
     try:
         url = f"http://127.0.0.1:{service}"
         eventually(lambda: httpx.get(f"{url}/ready").status_code == 200)
-        body = {"items": [{"prompt": "Hi", "responses": ["Bread.", "Cake."]}]}
-        assert httpx.post(f"{url}/score", json=body, timeout=30).status_code == 200
-        yield f"http://127.0.0.1:{port}"
+        watched = Watched(url, f"http://127.0.0.1:{port}")
+        eventually(lambda: ask(watched.prometheus, 'sumzero_ready{job="sumzero"} == 1'))
+        send_traffic(url)
+        yield watched
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            assert process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def prometheus(watched: Watched) -> str:
+    return watched.prometheus
 
 
 def ask(prometheus: str, query: str) -> list[dict[str, Any]]:
@@ -89,10 +129,46 @@ def ask(prometheus: str, query: str) -> list[dict[str, Any]]:
 
 def test_it_scrapes_the_service(prometheus: str) -> None:
     assert eventually(lambda: [r["value"][1] for r in ask(prometheus, "sumzero_ready")] == ["1"])
-    items = eventually(lambda: ask(prometheus, 'sumzero_items_total{model="m"} == 2'))
+    items = eventually(lambda: ask(prometheus, 'sumzero_items_total{model="m"} == 5'))
     assert items[0]["metric"]["job"] == "sumzero"
     assert ask(prometheus, "sumzero_self_test_passed == 1")
     assert ask(prometheus, "process_start_time_seconds{job='sumzero'} > 0")
+
+
+def test_metrics_have_a_port_of_their_own(watched: Watched) -> None:
+    key = {"Authorization": f"Bearer {KEY}"}
+    assert httpx.get(f"{watched.service}/metrics", headers=key).status_code == 404
+    assert httpx.get(f"{watched.service}/v1/models").status_code == 401
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """The title of the panel and the expression, with Grafana's variables filled in."""
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            query = target["expr"].replace("$__rate_interval", "1m").replace("$model", ".*")
+            assert "$" not in query
+            yield panel["title"], query
+
+
+def test_every_query_of_the_dashboard_finds_what_was_sent(prometheus: str) -> None:
+    def finds(query: str) -> bool:
+        found = ask(prometheus, query)
+        return bool(found) and all(row["value"][1] != "NaN" for row in found)
+
+    asked = dict(queries())
+    assert len(asked) > 20
+    for title, query in queries():
+        try:
+            eventually(lambda query=query: finds(query), seconds=30)
+        except AssertionError:
+            pytest.fail(f"{title}: {query} finds {ask(prometheus, query)}")
+
+
+def test_the_dashboard_lists_the_models(prometheus: str) -> None:
+    (variable,) = DASHBOARD["templating"]["list"]
+    metric, label = variable["definition"].removeprefix("label_values(").rstrip(")").split(", ")
+    path = f"{prometheus}/api/v1/label/{label}/values"
+    assert httpx.get(path, params={"match[]": metric}).json()["data"] == ["m"]
 
 
 def test_its_rules_are_read_and_quiet(prometheus: str) -> None:
