@@ -1,6 +1,7 @@
 """Hugging Face checkpoints in and out: loading with every doubt refused, and fresh heads."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,26 @@ def load_classifier(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> 
     Raises:
         CheckpointError: with the reason and the remedy.
     """
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path}: not a checkpoint directory (no config.json)")
-    labels = _stored_config(path).get("num_labels") or len(_stored_config(path).get("id2label", ()))
+    model, missing = open_classifier(path, stored_labels(path), dtype, trust_remote_code)
+    require_trained(path, model, missing)
+    return model
+
+
+def open_classifier(
+    path: Path, labels: int, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Open any checkpoint as a sequence classifier; also the names of weights that it lacks.
+
+    Raises:
+        CheckpointError: with the reason and the remedy.
+    """
     if not any(path.glob("*.safetensors")):
         raise CheckpointError(f"{path}: no *.safetensors file; other weight formats are not read")
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             dtype=dtype,
-            num_labels=labels or 1,
+            num_labels=labels,
             use_safetensors=True,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
@@ -54,7 +65,15 @@ def load_classifier(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> 
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: cannot be opened as a reward model: {reason}") from error
-    missing = sorted(info["missing_keys"])
+    return model, tuple(sorted(info["missing_keys"]))
+
+
+def require_trained(path: Path, model: PreTrainedModel, missing: Sequence[str]) -> None:
+    """Refuse what is no whole reward model.
+
+    Raises:
+        CheckpointError: weights would be random, not one label, or a head that is not understood.
+    """
     own_code = _stored_config(path).get("auto_map", {}).get("AutoModelForSequenceClassification")
     if missing and own_code and not is_custom(model):
         raise CheckpointError(
@@ -67,13 +86,23 @@ def load_classifier(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> 
             "would be random; train one with `python -m trainer.reward` or give another checkpoint"
         )
     if is_custom(model) and find_last_linear(model) is None:
-        return model
+        return
     if model.config.num_labels != 1:
         raise CheckpointError(
             f"{path}: {model.config.num_labels} labels; a reward model has exactly one"
         )
     last_linear(model)
-    return model
+
+
+def stored_labels(path: Path) -> int:
+    """How many labels the configuration tells of; one where it tells nothing."""
+    config = _stored_config(path)
+    return config.get("num_labels") or len(config.get("id2label", ())) or 1
+
+
+def brings_own_code(path: Path) -> bool:
+    """Whether the checkpoint has Python code of its own, run only where that is allowed."""
+    return bool(_stored_config(path).get("auto_map"))
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -163,6 +192,8 @@ def new_classifier(
 
 
 def _stored_config(path: Path) -> dict[str, Any]:
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: not a checkpoint directory (no config.json)")
     try:
         config: dict[str, Any] = json.loads((path / "config.json").read_text())
     except ValueError as error:

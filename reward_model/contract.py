@@ -14,6 +14,7 @@ from reward_model import atomic
 from reward_model.errors import CheckpointError
 
 FILE_NAME = "reward_model.json"
+ADAPTER_CONFIG = "adapter_config.json"
 FORMAT_VERSION = 1
 
 HASHED_FILES = (
@@ -23,8 +24,12 @@ HASHED_FILES = (
     "special_tokens_map.json",
     "vocab.txt",
     "chat_template.jinja",
+    ADAPTER_CONFIG,
 )
 """Files that decide a score besides the weights (``*.safetensors``) and the contract itself."""
+
+WHERE_THE_BASE_IS = ("base_model_name_or_path", "revision")
+"""Keys of an adapter's configuration that may change when files move; they decide no score."""
 
 
 class _Part(BaseModel):
@@ -96,34 +101,61 @@ class Contract(_Part):
         atomic.write_text(directory / FILE_NAME, text + "\n")
         return versioned
 
-    def compute_version(self, directory: Path) -> str:
-        """sha256 over the named files in a fixed order, and over this contract without version."""
-        digest = hashlib.sha256()
-        weights = sorted(path.name for path in directory.glob("*.safetensors"))
-        for name in (*HASHED_FILES, *weights):
-            path = directory / name
-            if path.is_file():
-                digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-                with path.open("rb") as file:
-                    while chunk := file.read(1 << 22):
-                        digest.update(chunk)
+    def compute_version(self, directory: Path, files: "hashlib._Hash | None" = None) -> str:
+        """sha256 over the named files in a fixed order, and over this contract without version.
+
+        Args:
+            files: the digest of the files, where it is known.
+        """
+        digest = digest_files(directory) if files is None else files.copy()
         own = self.model_dump(mode="json", by_alias=True, exclude={"model_version"})
         digest.update(json.dumps(own, sort_keys=True).encode())
         return f"sha256:{digest.hexdigest()}"
 
-    def verify(self, directory: Path) -> "Contract":
-        """The contract with its version filled in.
+    def verify(self, directory: Path, files: "hashlib._Hash | None" = None) -> "Contract":
+        """The contract with its version filled in. ``files``: see :meth:`compute_version`.
 
         Raises:
             CheckpointError: the files or the contract are not those that were saved together.
         """
-        version = self.compute_version(directory)
+        version = self.compute_version(directory, files)
         if self.model_version not in (None, version):
             raise CheckpointError(
                 f"{directory}: files have changed since {FILE_NAME} was written (model_version "
                 "does not match); restore them, or remove model_version from it to accept them"
             )
         return self.model_copy(update={"model_version": version})
+
+    def on_base(self, base_version: str) -> "Contract":
+        """The contract of an adapter: its version covers the base too."""
+        parts = f"{base_version}\0{self.model_version}".encode()
+        version = f"sha256:{hashlib.sha256(parts).hexdigest()}"
+        return self.model_copy(update={"model_version": version})
+
+
+def digest_files(directory: Path) -> "hashlib._Hash":
+    """sha256 over the files of a checkpoint, without its contract."""
+    digest = hashlib.sha256()
+    weights = sorted(path.name for path in directory.glob("*.safetensors"))
+    for name in (*HASHED_FILES, *weights):
+        path = directory / name
+        if name == ADAPTER_CONFIG and path.is_file():
+            digest.update(_adapter_config(path))
+        elif path.is_file():
+            digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+    return digest
+
+
+def _adapter_config(path: Path) -> bytes:
+    try:
+        config = json.loads(path.read_text())
+        kept = {key: value for key, value in config.items() if key not in WHERE_THE_BASE_IS}
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not an adapter configuration: {error}") from None
+    return json.dumps(kept, sort_keys=True).encode()
 
 
 def json_schema() -> dict[str, Any]:

@@ -15,13 +15,16 @@ from reward_model.backbone import (
     use_own_attention,
     use_packed_attention,
 )
-from reward_model.checkpoint import infer_contract, load_classifier, load_tokenizer, new_classifier
-from reward_model.contract import FILE_NAME, Contract
+from reward_model.bases import Base, Bases, is_adapter
+from reward_model.checkpoint import new_classifier
+from reward_model.contract import Contract
 from reward_model.custom import custom_rewards, is_custom
 from reward_model.encode import Encoder
 from reward_model.errors import CheckpointError
+from reward_model.lora import Adapter
 from reward_model.memory import keep_freed_memory
 from reward_model.numerics import fix_cuda_sums
+from reward_model.opening import Options, open_adapter, open_checkpoint
 from reward_model.packing import PackedBatch, pack
 from reward_model.parity import agrees
 
@@ -41,8 +44,12 @@ class RewardModel(nn.Module):
     """r(x, y) = W_pᵀ h(x, y) for every sequence of a packed batch.
 
     Training, evaluation and serving all go through :meth:`forward`. ``obstacle`` says why a model
-    gets one sequence per forward; None: batches are packed and prefixes shared.
+    gets one sequence per forward; None: batches are packed and prefixes shared. ``base`` holds the
+    weights where other models may use them too, ``adapter`` is what this one puts on them.
     """
+
+    base: Base | None = None
+    adapter: Adapter | None = None
 
     def __init__(
         self,
@@ -78,23 +85,34 @@ class RewardModel(nn.Module):
         dtype: str | torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         trust_remote_code: bool = False,
+        bases: Bases | None = None,
+        base: str | Path | None = None,
     ) -> "RewardModel":
-        """Load a checkpoint for scoring, ours or any sequence classifier with one label.
+        """Load a checkpoint for scoring, ours or any sequence classifier with one label, or an
+        adapter as PEFT writes it.
 
         Without ``reward_model.json`` the contract is inferred from tokenizer and configuration.
 
+        Args:
+            bases: models loaded through the same one share the weights that are equal.
+            base: an adapter's base, if it is not where the adapter says.
+
         Raises:
             CheckpointError: not a checkpoint, more than one label, weights missing that would be
-                freshly initialised (the head among them), or files changed since they were saved.
+                freshly initialised (the head among them), files changed since they were saved, or
+                an adapter without its base.
         """
         if torch.device(device).type == "cuda":
             fix_cuda_sums()
-        path = Path(directory)
-        classifier = load_classifier(path, as_dtype(dtype), trust_remote_code)
-        tokenizer = load_tokenizer(path, trust_remote_code)
-        own = (path / FILE_NAME).exists()
-        contract = Contract.read(path) if own else infer_contract(classifier, tokenizer)
-        model = cls(classifier, tokenizer, contract.verify(path)).to(device).eval()
+        path, options = Path(directory), Options(as_dtype(dtype), device, trust_remote_code)
+        if is_adapter(path):
+            opened = open_adapter(path, options, bases or Bases(), base)
+        elif base is not None:
+            raise CheckpointError(f"{path}: is no adapter, so it has no use for the base {base}")
+        else:
+            opened = open_checkpoint(path, options, bases)
+        model = cls(opened.classifier, opened.tokenizer, opened.contract).to(device).eval()
+        model.base, model.adapter = opened.base, opened.adapter
         return model._check_parity(path)
 
     @classmethod

@@ -178,10 +178,10 @@ class Learner:
         self.accelerator.wait_for_everyone()
         return contract
 
-    def save_adapter(self, directory: Path) -> None:
+    def save_adapter(self, directory: Path, contract: Contract) -> None:
         """Write the adapters as PEFT does, if there are any."""
         if self.adapters is not None and self.main:
-            lora.save_adapter(self.model, self.adapters, directory)
+            lora.save_adapter(self.model, self.adapters, directory, contract)
 
     def _gathered_weights(self) -> dict[str, Tensor] | None:
         """All of the classifier's weights where they are divided over ranks, else None."""

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reward_model import atomic
+from reward_model.contract import Contract
 from reward_model.errors import UsageError
 from reward_model.model import RewardModel
 from trainer.reward.config import LoraSettings
@@ -67,8 +68,11 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def save_adapter(model: RewardModel, config: Any, directory: Path) -> None:
-    """Write the adapter and the head as PEFT does: ``AutoPeftModel…from_pretrained`` opens it."""
+def save_adapter(model: RewardModel, config: Any, directory: Path, contract: Contract) -> None:
+    """Write the adapter and the head as PEFT does: ``AutoPeftModel…from_pretrained`` opens it.
+
+    The contract stands beside them, so that the service reads what training read.
+    """
     tensors = {
         _PEFT_PREFIX + name.removeprefix("classifier.").replace(".default.", "."): tensor
         for name, tensor in trained_tensors(model).items()
@@ -77,6 +81,7 @@ def save_adapter(model: RewardModel, config: Any, directory: Path) -> None:
         config.save_pretrained(temporary)
         save_file(tensors, temporary / WEIGHTS)
         model.tokenizer.save_pretrained(temporary)
+        contract.write(temporary)
 
 
 @torch.no_grad()

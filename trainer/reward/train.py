@@ -214,7 +214,7 @@ class Run:
         self.measured = self.measured or self.measure()
         settings, learner = self.settings, self.learner
         contract = self._contract(reward_stats(self.measured))
-        learner.save_adapter(settings.output_dir / ADAPTER)
+        learner.save_adapter(settings.output_dir / ADAPTER, contract)
         if settings.lora is None or settings.lora.save == "merged":
             contract = learner.save_model(settings.output_dir / MODEL, contract)
         values = {name: one.values for name, one in self.measured.items()}

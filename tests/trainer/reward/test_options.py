@@ -82,6 +82,16 @@ def test_merged_model_and_adapter_are_one(adapted: RewardSettings, backbone: Pat
     assert max(expected) - min(expected) > 1e-3
 
 
+def test_the_adapter_is_served_as_the_merged_model(adapted: RewardSettings) -> None:
+    merged = RewardModel.load(adapted.output_dir / "model")
+    adapter = RewardModel.load(adapted.output_dir / "adapter")
+    told = {"model_version"}
+    assert adapter.contract.model_dump(exclude=told) == merged.contract.model_dump(exclude=told)
+    assert adapter.encoder.text("It is 3").token_ids == merged.encoder.text("It is 3").token_ids
+    expected = score_token_ids(merged, SEQUENCES)
+    assert score_token_ids(adapter, SEQUENCES) == pytest.approx(expected, abs=1e-5)
+
+
 def test_adapters_learn_and_the_backbone_stays(adapted: RewardSettings, backbone: Path) -> None:
     lines = [line for line in read_metrics(adapted.output_dir) if "probe/margin" in line]
     assert lines[-1]["probe/margin"] > lines[0]["probe/margin"] + 0.1
