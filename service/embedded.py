@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reward_model.bases import Bases
 from reward_model.errors import SumzeroError
 from reward_model.model import RewardModel
 from service.batcher import BatchedScores, Batcher
@@ -35,6 +36,7 @@ class EmbeddedScorer:
         self._settings = settings
         self.metrics = metrics
         self._cache = ResultCache(settings.cache_mib << 20)
+        self._bases = Bases()
         self._seats: dict[str, Seat] = {}
         self._served: dict[str, ServedModel] = {}
         self._reloading = asyncio.Lock()
@@ -50,14 +52,17 @@ class EmbeddedScorer:
         self.metrics.touch(seats)
         self._seats, self._served = seats, {name: seat.served for name, seat in seats.items()}
 
-    async def reload(self) -> None:
+    async def reload(self, models: Sequence[ModelSettings] = ()) -> None:
         """Read every model's directory anew and change to what is there, while scores go on.
 
         What was submitted to the old version is answered by it. A directory that cannot be served
         is said in the log, and the old version stays.
+
+        Args:
+            models: these instead of all, by their names, with the directories named here.
         """
         async with self._reloading:
-            for own in self._settings.model if self._seats else ():
+            for own in (models or self._settings.model) if self._seats else ():
                 try:
                     new = await self._load(own)
                 except SumzeroError as error:
@@ -165,6 +170,8 @@ class EmbeddedScorer:
             dtype=settings.dtype,
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,
+            bases=self._bases,
+            base=own.base,
         )
         replica = Replica(own.name, model, share_prefix=settings.share_prefix)
         loop = asyncio.get_running_loop()
@@ -210,9 +217,22 @@ def served_model(own: ModelSettings, settings: ServiceSettings, replica: Replica
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
             "chat_format": own.chat_format or settings.chat_format or "",
+            **_weights(model),
             **_describe(replica),
         },
     )
+
+
+def _weights(model: RewardModel) -> dict[str, str]:
+    """Models of one process that show the same ``base_version`` hold those weights once."""
+    if model.base is None:
+        return {"weights": "its own"}
+    told = {"weights": "shared by base_version", "base_version": model.base.version}
+    if model.adapter is None:
+        return told
+    ranks = sorted({len(a_RI) for a_RI, _ in model.adapter.pairs.values()})
+    lora = f"rank {', '.join(map(str, ranks))} on {len(model.adapter.pairs)} layers, not merged"
+    return {**told, "base": model.adapter.base_name, "lora": lora}
 
 
 def _info(served: ServedModel) -> tuple[str, ...]:

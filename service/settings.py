@@ -26,10 +26,18 @@ ChatFormatName = Annotated[str, AfterValidator(_known_format)]
 
 
 class ModelSettings(Section):
-    """One served model. ``NAME=DIR`` and ``DIR`` (named after the directory) are short forms."""
+    """One served model.
+
+    ``NAME=DIR`` and ``DIR`` (named after the directory) are short forms, and so is
+    ``NAME=DIR@BASE`` for an adapter.
+    """
 
     path: Path
+    """A checkpoint, or an adapter as PEFT writes it."""
     name: str
+    base: str | None = None
+    """What an adapter stands on, if it is not where the adapter says: a served model's name, a
+    directory, or a model in the Hugging Face cache."""
     truncation: Truncation | None = None
     chat_format: ChatFormatName | None = None
 
@@ -39,6 +47,9 @@ class ModelSettings(Section):
         if isinstance(value, str):
             name, equals, path = value.partition("=")
             value = {"name": name, "path": path} if equals else {"path": value}
+            path, at, base = value["path"].rpartition("@")
+            if at and not Path(value["path"]).exists():
+                value = {**value, "path": path, "base": base}
         if isinstance(value, dict) and "path" in value and not value.get("name"):
             value = {**value, "name": Path(value["path"]).resolve().name}
         return value
@@ -79,7 +90,8 @@ class ServiceSettings(ScoringSettings):
     """Serve reward models behind POST /score and the protocols of other trainers."""
 
     model: Annotated[tuple[ModelSettings, ...], NoDecode, Field(min_length=1)]
-    """[NAME=]DIR of a reward model checkpoint; several may be given, the first is the default."""
+    """[NAME=]DIR of a reward model checkpoint or adapter ([NAME=]DIR@BASE where its base is not
+    where it says); several may be given, the first is the default."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     """0 takes a free port and logs it."""
@@ -121,4 +133,8 @@ class ServiceSettings(ScoringSettings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two models are named {name!r}; give them names: NAME=DIR")
-        return models
+        paths = {model.name: str(model.path) for model in models}
+        return tuple(
+            model.model_copy(update={"base": paths[model.base]}) if model.base in paths else model
+            for model in models
+        )

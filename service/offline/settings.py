@@ -16,7 +16,8 @@ class OfflineSettings(ScoringSettings):
     output: CliPositionalArg[Path]
     """JSON Lines, one result per line of the input."""
     model: str
-    """[NAME=]DIR of a reward model checkpoint."""
+    """[NAME=]DIR of a reward model checkpoint or adapter ([NAME=]DIR@BASE where its base is not
+    where it says)."""
     truncation: Truncation = "error"
     """What happens to an item that is too long: an error in its place, or cut on one side."""
     normalize: bool = False
