@@ -13,7 +13,8 @@ def _train(settings: RlooSettings) -> None:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the run has its own
 
-    print(f"policy written to {train(settings)}")
+    if (path := train(settings)) is not None:
+        print(f"policy written to {path}")
 
 
 def main() -> None:

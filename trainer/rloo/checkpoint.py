@@ -1,8 +1,9 @@
 """A checkpoint of a run: policy, optimiser, position in the schedule, version and random state.
 
 ``<run_dir>/checkpoints/step-<n>`` holds ``policy/`` (a plain Hugging Face checkpoint),
-``learner.safetensors`` and ``state.json``; it is there whole or not at all. The prompts trained so
-far are in the ledger. The version equals the number of steps.
+``learner.safetensors`` (AdamW's moments, and adapters as they are) and ``state.json``; it is there
+whole or not at all. The prompts trained so far are in the ledger. The version equals the number of
+steps.
 """
 
 import json
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from reward_model import atomic
@@ -29,8 +29,10 @@ def save_checkpoint(
     """Write the state after ``step`` steps; remove all but the ``keep`` newest checkpoints."""
     path = run_dir / DIRECTORY / f"step-{step}"
     with atomic.directory(path) as temporary:
-        write_policy(learner.policy.model, tokenizer, temporary / "policy")
-        save_file(_learner_tensors(learner), temporary / "learner.safetensors")
+        weights = learner.weights()
+        write_policy(learner.policy.model, tokenizer, temporary / "policy", weights)
+        tensors = learner.state() | {"random_state": torch.get_rng_state()}
+        save_file(tensors, temporary / "learner.safetensors")
         state = {"format_version": FORMAT_VERSION, "step": step, "version": step}
         atomic.write_text(temporary / "state.json", json.dumps(state))
     for old in list_checkpoints(run_dir)[:-keep]:
@@ -53,24 +55,10 @@ def read_step(path: Path) -> int:
 
 
 def load_learner(path: Path, learner: Learner) -> None:
-    """Put optimiser and random state back; the policy is loaded from ``path/policy`` before."""
+    """Put optimiser, adapters and random state back.
+
+    A policy without adapters was loaded from ``path/policy`` before.
+    """
     tensors = load_file(path / "learner.safetensors")
     torch.set_rng_state(tensors.pop("random_state"))
-    for name, parameter in learner.policy.named_parameters():
-        learner.optimizer.state[parameter] = {
-            key: _on_device(key, tensors[f"{key}/{name}"], parameter)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"{key}/{name}" in tensors
-        }
-
-
-def _learner_tensors(learner: Learner) -> dict[str, Tensor]:
-    tensors = {"random_state": torch.get_rng_state()}
-    for name, parameter in learner.policy.named_parameters():
-        for key, value in learner.optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}/{name}"] = value.detach().contiguous()
-    return tensors
-
-
-def _on_device(key: str, value: Tensor, parameter: Tensor) -> Tensor:
-    return value if key == "step" else value.to(parameter.device)
+    learner.load_state(tensors)

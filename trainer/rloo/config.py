@@ -143,6 +143,16 @@ class Optimizer(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
 
 
+class Lora(Section):
+    """Low-rank adapters on every linear layer but the output matrix, through PEFT.
+
+    The reference is the base, and costs no memory; generators get merged weights.
+    """
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32.0, gt=0, description="adapters count alpha / rank times")
+
+
 class HeldOut(Section):
     """Evaluation on fixed prompts that are never trained on."""
 
@@ -162,6 +172,7 @@ class RlooSettings(Settings):
     generation: Generation = Generation()
     objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()
+    lora: Lora | None = Field(default=None, description="train adapters; default: all weights")
     heldout: HeldOut = HeldOut()
     batch_size: int = Field(default=128, gt=0, description="samples per optimiser step")
     epochs: int = Field(default=5, gt=0)
@@ -171,9 +182,10 @@ class RlooSettings(Settings):
     keep_checkpoints: int = Field(default=2, gt=0)
     restart: bool = Field(default=False, description="throw away what output_dir holds")
     max_batch_tokens: int = Field(default=16384, gt=0, description="of one forward of the learner")
-    device: str = "cpu"
+    device: str = Field(default="cpu", description="of one process; accelerate launch chooses")
     seed: int = 0
     tensorboard: bool = True
+    wandb: str | None = Field(default=None, description="project of Weights & Biases")
     trust_remote_code: bool = False
 
     @model_validator(mode="after")

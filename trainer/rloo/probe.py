@@ -1,41 +1,43 @@
 """Whether a generator reports the log-probabilities that the learner computes."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from reward_model.errors import SumzeroError
 from trainer.rloo.generation import Generator
-from trainer.rloo.policy import Policy
+from trainer.rloo.policy import TokenLogprobs
 from trainer.rloo.samples import Sample
 
 SAMPLES = 2
+Logprobs = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], TokenLogprobs]
+"""A policy, or the learner's word for it: prompts and responses in."""
 
 
 async def logprob_difference(
-    generator: Generator, policy: Policy, prompt_ids: Sequence[int]
+    generator: Generator, logprobs: Logprobs, prompt_ids: Sequence[int]
 ) -> float:
     """Mean |log pi_sampler - log pi_learner| per token of a few samples, in nats."""
     samples = await generator.generate(prompt_ids, SAMPLES, seed=0)
-    return await asyncio.to_thread(_difference, policy, prompt_ids, samples)
+    return await asyncio.to_thread(_difference, logprobs, prompt_ids, samples)
 
 
 @torch.no_grad()
-def _difference(policy: Policy, prompt_ids: Sequence[int], samples: Sequence[Sample]) -> float:
-    tokens = policy([prompt_ids] * len(samples), [sample.token_ids for sample in samples])
+def _difference(logprobs: Logprobs, prompt_ids: Sequence[int], samples: Sequence[Sample]) -> float:
+    tokens = logprobs([prompt_ids] * len(samples), [sample.token_ids for sample in samples])
     sampler_R = torch.tensor([value for sample in samples for value in sample.logprobs])
     return float((tokens.logprobs_R.cpu() - sampler_R).abs().mean())
 
 
 async def check_logprobs(
-    generator: Generator, policy: Policy, prompt_ids: Sequence[int], tolerance: float
+    generator: Generator, logprobs: Logprobs, prompt_ids: Sequence[int], tolerance: float
 ) -> float:
     """The difference. Raises SumzeroError above ``tolerance``: importance weights would be wrong.
 
     A long prompt shows more: some faults begin beyond 256 tokens.
     """
-    difference = await logprob_difference(generator, policy, prompt_ids)
+    difference = await logprob_difference(generator, logprobs, prompt_ids)
     if not difference <= tolerance:
         raise SumzeroError(
             f"the generator's log-probabilities are {difference:.2g} nats off the policy's on "

@@ -9,10 +9,12 @@ from reward_model import atomic
 from reward_model.errors import UsageError
 from trainer.rloo.config import RlooSettings
 
-SETTINGS, POLICY, REPORT, WEIGHTS = "settings.json", "policy", "report.html", "weights"
+SETTINGS, REPORT = "settings.json", "report.html"
+POLICY, ADAPTER, WEIGHTS = "policy", "adapter", "weights"
 _KEYS_FREE_TO_CHANGE = frozenset(
     {
-        "output_dir", "restart", "tensorboard", "device", "max_batch_tokens", "checkpoint_steps",
+        "output_dir", "restart", "tensorboard", "wandb", "device", "max_batch_tokens",
+        "checkpoint_steps",
         "keep_checkpoints", "generation", "reward.url", "reward.sources", "reward.gold_url",
         "reward.api_key", "reward.timeout", "reward.attempts",
     }
@@ -47,7 +49,7 @@ def _clear(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
     for file in (*path.glob("heldout-*.jsonl"), *path.glob("report-*.png")):
         file.unlink()
-    for name in (POLICY, WEIGHTS, "checkpoints", "tensorboard"):
+    for name in (POLICY, ADAPTER, WEIGHTS, "checkpoints", "tensorboard"):
         shutil.rmtree(path / name, ignore_errors=True)
 
 

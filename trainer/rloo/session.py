@@ -1,23 +1,28 @@
 """What a run works with: loaded once, before anything is started."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from reward_model import atomic
 from reward_model.errors import UsageError
-from trainer.metrics import MetricsWriter
 from trainer.rloo.checkpoint import list_checkpoints, load_learner, read_step
 from trainer.rloo.config import RlooSettings
 from trainer.rloo.generation import Sampling
-from trainer.rloo.learner import Learner
+from trainer.rloo.learner import Learner, Reference
 from trainer.rloo.ledger import Ledger
+from trainer.rloo.lora import BasePolicy, add_adapters, save_adapter
 from trainer.rloo.policy import Policy, load_policy, stop_token_ids
 from trainer.rloo.prompts import PromptEncoder, PromptSet, order, read_prompts
-from trainer.rloo.run_directory import WEIGHTS, open_run
+from trainer.rloo.run_directory import ADAPTER, POLICY, WEIGHTS, open_run
+from trainer.rloo.run_metrics import RunMetrics
 from trainer.rloo.samples import Prompt
-from trainer.rloo.weight_sync import WeightStore
+from trainer.rloo.team import Team, divide
+from trainer.rloo.weight_sync import WeightStore, write_policy
 
 
 @dataclass(eq=False)
@@ -30,8 +35,9 @@ class Session:
     prompts: PromptSet
     heldout: PromptSet | None
     learner: Learner
+    adapters: Any
     ledger: Ledger
-    metrics: MetricsWriter
+    metrics: RunMetrics
     weights: WeightStore
     step: int
 
@@ -55,34 +61,50 @@ class Session:
 
     def write_weights(self) -> Path:
         """The learner's weights as a version for the generators."""
-        return self.weights.write(self.learner.policy.model, self.tokenizer, self.step)
+        model, weights = self.learner.policy.model, self.learner.weights()
+        return self.weights.write(model, self.tokenizer, self.step, weights)
+
+    def write_policy(self) -> Path:
+        """The trained policy, and its adapters where it has any; return its directory."""
+        model, weights = self.learner.policy.model, self.learner.weights()
+        path = self.run_dir / POLICY
+        with atomic.directory(path) as temporary:
+            write_policy(model, self.tokenizer, temporary, weights)
+        if self.adapters is not None:
+            save_adapter(model, self.adapters, self.run_dir / ADAPTER)
+        return path
 
     def close(self) -> None:
         self.metrics.close()
+        self.learner.team.dismiss()
 
 
-def open_session(settings: RlooSettings) -> Session:
-    """Read everything that ``settings`` name; go on from the last checkpoint, if there is one."""
+def open_session(settings: RlooSettings, team: Team | None = None) -> Session | None:
+    """Read everything that ``settings`` name; go on from the last checkpoint, if there is one.
+
+    A rank that does not lead has no session: it returns None when the run is over.
+    """
+    team = team or Team(settings.device)
     transformers_logging.disable_progress_bar()  # a bar for every version written says nothing
-    reference, tokenizer = _load(settings, settings.policy)
-    generation = settings.generation
-    encoder = PromptEncoder(tokenizer, generation.max_prompt_tokens, generation.long_prompts)
+    base, tokenizer = _load(settings, settings.policy)
+    _check_length(settings, base)
+    encoder = _encoder(settings, tokenizer)
     prompts = read_prompts(settings.prompts, encoder)
-    heldout = None
-    if settings.heldout.prompts is not None:
-        heldout = read_prompts(
-            settings.heldout.prompts,
-            encoder,
-            name="heldout.prompts",
-            limit=settings.heldout.limit,
-        )
+    heldout = _heldout(settings, encoder)
+    generation = settings.generation
     sampling = Sampling(
-        generation.temperature, generation.max_new_tokens, stop_token_ids(reference, tokenizer)
+        generation.temperature, generation.max_new_tokens, stop_token_ids(base, tokenizer)
     )
-    _check_length(settings, reference)
-    open_run(settings)
+    if team.leads:
+        open_run(settings)
+    team.wait()  # --restart throws away what the others would go on from
     checkpoints = list_checkpoints(settings.output_dir)
-    learner = _learner(settings, reference, len(prompts), checkpoints)
+    learner, adapters = open_learner(
+        settings, base, checkpoints, team, total_steps=_total_steps(settings, len(prompts))
+    )
+    if not team.leads:
+        team.follow(learner)
+        return None
     step = read_step(checkpoints[-1]) if checkpoints else 0
     resume = step if checkpoints else None
     return Session(
@@ -92,33 +114,69 @@ def open_session(settings: RlooSettings) -> Session:
         prompts,
         heldout,
         learner,
+        adapters,
         Ledger(settings.output_dir, resume),
-        MetricsWriter(settings.output_dir, resume, tensorboard=settings.tensorboard),
+        RunMetrics(settings, resume),
         WeightStore(settings.output_dir / WEIGHTS),
         step,
     )
 
 
-def _load(settings: RlooSettings, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load_policy(name, device=settings.device, trust_remote_code=settings.trust_remote_code)
+def open_learner(
+    settings: RlooSettings,
+    base: PreTrainedModel,
+    checkpoints: Sequence[Path],
+    team: Team,
+    *,
+    total_steps: int,
+) -> tuple[Learner, Any]:
+    """The learner as the last checkpoint left it, and PEFT's configuration if it has adapters.
 
-
-def _learner(
-    settings: RlooSettings, reference: PreTrainedModel, prompts: int, checkpoints: list[Path]
-) -> Learner:
-    start = str(checkpoints[-1] / "policy") if checkpoints else settings.policy
+    Args:
+        base: the policy that the run started from.
+    """
     temperature = settings.generation.temperature
+    adapters: Any = None
+    if settings.lora is not None:
+        adapters = add_adapters(base, settings.lora, base=settings.policy, seed=settings.seed)
+        policy = Policy(base.to(team.device), temperature)
+        reference: Reference = BasePolicy(policy)
+    else:
+        start = str(checkpoints[-1] / "policy") if checkpoints else settings.policy
+        policy = Policy(_load(settings, start)[0].to(team.device), temperature)
+        reference = Policy(base.to(team.device), temperature).requires_grad_(False)
+        if team.sharded:
+            divide(policy)
+            divide(reference)
     learner = Learner(
-        Policy(_load(settings, start)[0], temperature),
-        Policy(reference, temperature),
+        policy,
+        reference,
         settings.objective,
         settings.optimizer,
-        total_steps=_total_steps(settings, prompts),
+        total_steps=total_steps,
         max_batch_tokens=settings.max_batch_tokens,
+        team=team,
     )
     if checkpoints:
         load_learner(checkpoints[-1], learner)
-    return learner
+    return learner, adapters
+
+
+def _load(settings: RlooSettings, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_policy(name, device="cpu", trust_remote_code=settings.trust_remote_code)
+
+
+def _encoder(settings: RlooSettings, tokenizer: PreTrainedTokenizerBase) -> PromptEncoder:
+    generation = settings.generation
+    return PromptEncoder(tokenizer, generation.max_prompt_tokens, generation.long_prompts)
+
+
+def _heldout(settings: RlooSettings, encoder: PromptEncoder) -> PromptSet | None:
+    if settings.heldout.prompts is None:
+        return None
+    return read_prompts(
+        settings.heldout.prompts, encoder, name="heldout.prompts", limit=settings.heldout.limit
+    )
 
 
 def _total_steps(settings: RlooSettings, prompts: int) -> int:

@@ -4,7 +4,6 @@ import asyncio
 import time
 from pathlib import Path
 
-from reward_model import atomic
 from trainer.rloo.backends import open_generator
 from trainer.rloo.checkpoint import save_checkpoint
 from trainer.rloo.config import RlooSettings
@@ -18,32 +17,44 @@ from trainer.rloo.progress import StepProgress
 from trainer.rloo.report import write_report
 from trainer.rloo.reward import Rewards
 from trainer.rloo.rollout import Rollouts
-from trainer.rloo.run_directory import POLICY
 from trainer.rloo.session import Session, open_session
-from trainer.rloo.weight_sync import write_policy
+from trainer.rloo.team import Team
 
 FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
 
 
-def train(settings: RlooSettings) -> Path:
+def train(settings: RlooSettings) -> Path | None:
     """Train as ``settings`` say; return the directory that holds the policy.
+
+    None on a rank that did not lead.
 
     Raises:
         KeyboardInterrupt: a signal ended the run early, after a checkpoint.
     """
-    session = open_session(settings)
+    team = Team.join(settings.device, lora=settings.lora is not None)
     try:
-        finished = asyncio.run(_interruptible(session))
-    except BaseExceptionGroup as group:
-        raise first_cause(group) from group
+        session = open_session(settings, team)
+        if session is None:
+            return None
+        return _lead(session)
+    finally:
+        team.leave()
+
+
+def _lead(session: Session) -> Path:
+    finished = False
+    try:
+        try:
+            finished = asyncio.run(_interruptible(session))
+        except BaseExceptionGroup as group:
+            raise first_cause(group) from group
+        if not finished:
+            raise KeyboardInterrupt
+        path = session.write_policy()
     finally:
         session.close()
-    if not finished:
-        raise KeyboardInterrupt
-    with atomic.directory(settings.output_dir / POLICY) as temporary:
-        write_policy(session.learner.policy.model, session.tokenizer, temporary)
-    write_report(settings.output_dir)
-    return settings.output_dir / POLICY
+    write_report(session.run_dir)
+    return path
 
 
 async def _interruptible(session: Session) -> bool:
@@ -68,7 +79,7 @@ async def _run(session: Session, interruption: Interruption) -> bool:
             session.tokenizer,
             weights=weights,
             run_dir=session.run_dir,
-            device=settings.device,
+            device=str(session.learner.team.device),
         ) as generator,
     ):
         await generator.publish(weights, session.step)
@@ -174,7 +185,7 @@ async def _probe(session: Session, generator: Generator) -> None:
     prompt = long_prompt(
         [prompt.token_ids for prompt in session.prompts.prompts], generation.max_prompt_tokens
     )
-    difference = await check_logprobs(generator, session.learner.policy, prompt, tolerance)
+    difference = await check_logprobs(generator, session.learner.logprobs, prompt, tolerance)
     session.metrics.log(session.step, {"probe/sampler_difference": difference})
 
 

@@ -7,6 +7,7 @@ own; the file ``READY``, written last, says that it is whole.
 import shutil
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_model import atomic
@@ -32,12 +33,16 @@ class WeightStore:
         return self.directory / f"v{version}"
 
     def write(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, version: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        version: int,
+        weights: dict[str, Tensor] | None = None,
     ) -> Path:
         """Write ``model`` as ``version``, whole or not at all; return its directory."""
         path = self.path(version)
         with atomic.directory(path) as temporary:
-            write_policy(model, tokenizer, temporary)
+            write_policy(model, tokenizer, temporary, weights)
             atomic.write_text(temporary / READY, f"{version}\n")
         self._remove_old(version)
         return path
@@ -49,10 +54,16 @@ class WeightStore:
 
 
 def write_policy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """A plain Hugging Face checkpoint, embeddings and output matrix apart."""
-    untie(model).save_pretrained(directory)
+    """A plain Hugging Face checkpoint, embeddings and output matrix apart.
+
+    ``weights``: where they are not simply the model's own: merged, or gathered from ranks.
+    """
+    untie(model).save_pretrained(directory, state_dict=weights)
     tokenizer.save_pretrained(directory)
 
 

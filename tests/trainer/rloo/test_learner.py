@@ -9,8 +9,9 @@ import torch
 from tests.checkpoints import tiny_model
 from tests.trainer.rloo.groups import random_groups
 from trainer.rloo.config import Objective, Optimizer
-from trainer.rloo.learner import Learner, StepStatistics, learning_rate_factor
+from trainer.rloo.learner import Learner, learning_rate_factor
 from trainer.rloo.policy import Policy
+from trainer.rloo.step_statistics import StepStatistics
 
 
 def make_learner(objective: Objective | None = None, max_batch_tokens: int = 100_000) -> Learner:
@@ -27,7 +28,7 @@ def make_learner(objective: Objective | None = None, max_batch_tokens: int = 100
 def gradient_of(learner: Learner, groups) -> tuple[torch.Tensor, StepStatistics]:
     parts = list(learner.parts(groups))
     statistics = StepStatistics()
-    normalizer = learner._normalizer(parts)
+    normalizer = learner.normalizer(groups)
     for part in parts:
         learner.backward(part, normalizer, statistics)
     return torch.cat([p.grad.flatten() for p in learner.policy.parameters()]), statistics

@@ -9,9 +9,10 @@ from trl import RLOOConfig, RLOOTrainer
 
 from tests.checkpoints import tiny_checkpoint, tiny_model, tiny_tokenizer
 from trainer.rloo.config import Objective, Optimizer
-from trainer.rloo.learner import Learner, StepStatistics
+from trainer.rloo.learner import Learner
 from trainer.rloo.policy import Policy
 from trainer.rloo.samples import Group, Prompt, Sample
+from trainer.rloo.step_statistics import StepStatistics
 
 K, TEMPERATURE, BETA = 4, 0.7, 0.05
 
