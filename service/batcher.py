@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import Any
 
 from reward_model.packing import shared_tokens
 from service.errors import DeadlinePassed, QueueFull, ServiceError, Unavailable
@@ -64,6 +65,8 @@ class Batcher:
             admitted, so that a request larger than the queue is not refused for ever.
         share_prefix: whether sequences with equal leading tiles cost less.
         tokens_per_second: throughput to assume before the first batch.
+        remember: told every score as soon as it is there, whoever still waits for it, so that a
+            request that comes again after its deadline finds what was computed meanwhile.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Batcher:
         max_queue_tokens: int,
         share_prefix: bool = True,
         tokens_per_second: float = 0.0,
+        remember: Callable[[Any, float], None] = lambda key, score: None,
     ) -> None:
         self.name = name
         self.max_batch_tokens = max_batch_tokens
@@ -87,7 +91,9 @@ class Batcher:
         self._executor = executor
         self._metrics = metrics
         self._share_prefix = share_prefix
+        self._remember = remember
         self._queue: deque[Work] = deque()
+        self._abandoned_tokens = 0
         self._in_flight: dict[Hashable, Work] = {}
         self._runner: asyncio.Task[None] | None = None
         self._batch_tokens = 0
@@ -142,7 +148,7 @@ class Batcher:
 
     def _check_room(self, needed: int) -> None:
         excess = self.queued_tokens + needed - self.max_queue_tokens
-        if excess <= 0 or self.queued_tokens == 0:
+        if excess <= 0 or needed == 0 or self.queued_tokens == 0:
             return
         rate = max(self.tokens_per_second, 1.0)
         computing = max(0.0, self._batch_tokens - rate * (time.monotonic() - self._batch_started))
@@ -167,6 +173,11 @@ class Batcher:
                 del self._in_flight[work.key]
                 dropped += len(work.token_ids)
         self._count_queued(-dropped)
+        self._abandoned_tokens += dropped
+        if self._abandoned_tokens > self.max_queue_tokens:
+            # Whoever asks and goes away, over and over, must not fill the memory behind a batch.
+            self._queue = deque(work for work in self._queue if work.waiters > 0)
+            self._abandoned_tokens = 0
 
     async def _run(self) -> None:
         """Compute batch after batch until the queue is empty."""
@@ -214,6 +225,8 @@ class Batcher:
             self._batch_tokens = 0
             for work, outcome in zip(batch, outcomes, strict=True):
                 work.outcome = outcome
+                if isinstance(outcome, float):
+                    self._remember(work.key, outcome)
                 work.computed_share = computed_tokens / tokens
                 self._in_flight.pop(work.key, None)
                 work.done.set()

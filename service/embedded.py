@@ -14,7 +14,7 @@ from service.errors import Unavailable, UnknownModel, VersionChanged
 from service.logs import FIELDS
 from service.metrics import Metrics
 from service.replica import WARM_UP_TOKENS, Replica
-from service.scorer import Outcome, Readiness, Scored, ServedModel, TokenIds
+from service.scorer import Readiness, Scored, ServedModel, TokenIds
 from service.settings import ModelSettings, ServiceSettings
 
 logger = logging.getLogger("service.embedded")
@@ -116,7 +116,6 @@ class EmbeddedScorer:
                 [keys[index] for index in missing],
                 timeout=timeout,
             )
-            self._remember([keys[index] for index in missing], batched.outcomes)
         fresh = iter(batched.outcomes)
         return Scored(
             outcomes=tuple(known[key] if key in known else next(fresh) for key in keys),
@@ -156,10 +155,8 @@ class EmbeddedScorer:
             raise UnknownModel(f"no model named {model!r}", {"models": list(self._seats)})
         return self._seats[model]
 
-    def _remember(self, keys: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
-        for key, outcome in zip(keys, outcomes, strict=True):
-            if isinstance(outcome, float):
-                self._cache.put(key, outcome)
+    def _remember(self, key: bytes, score: float) -> None:
+        self._cache.put(key, score)
         self.metrics.cache_bytes.set(self._cache.num_bytes)
 
     async def _load(self, own: ModelSettings) -> Seat:
@@ -186,6 +183,7 @@ class EmbeddedScorer:
             max_queue_tokens=settings.max_queue_tokens,
             share_prefix=settings.share_prefix and model.causal,
             tokens_per_second=replica.tokens_per_second,
+            remember=self._remember,
         )
         self._report(served, replica)
         return Seat(served, replica, batcher)

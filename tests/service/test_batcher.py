@@ -223,6 +223,79 @@ async def test_a_dropped_sequence_can_be_asked_for_again(machine: Machine) -> No
     assert machine.batches == [[(1,)], [(2,)]]
 
 
+async def test_who_adds_nothing_to_a_full_queue_is_not_refused(machine: Machine) -> None:
+    """A request larger than the queue waits; its equal joins it."""
+    machine.hold = True
+    batcher = make(machine, queue=10)
+    running = asyncio.create_task(submit(batcher, (1,)))
+    await machine.wait_begun()
+    large = asyncio.create_task(submit(batcher, (2,) * 50))
+    await settle()
+    equal = asyncio.create_task(submit(batcher, (2,) * 50, (1,)))
+    await settle()
+    with pytest.raises(QueueFull):
+        await submit(batcher, (3,))
+    for _ in range(2):
+        machine.released.release()
+    assert (await equal).outcomes == [100.0, 1.0]
+    assert (await large).outcomes == [100.0]
+    await running
+    assert len(machine.batches) == 2
+
+
+async def test_asking_and_going_away_does_not_fill_the_memory(machine: Machine) -> None:
+    machine.hold = True
+    batcher = make(machine, queue=100)
+    running = asyncio.create_task(submit(batcher, (1,)))
+    await machine.wait_begun()
+    stays = asyncio.create_task(submit(batcher, (2, 2)))
+    for number in range(3, 100):
+        gone = asyncio.create_task(submit(batcher, (number,) * 60))
+        await settle()
+        gone.cancel()
+        await settle()
+    assert sum(len(work.token_ids) for work in batcher._queue) <= 100 + 60
+    assert batcher.queued_tokens == 2
+    for _ in range(2):
+        machine.released.release()
+    assert (await stays).outcomes == [4.0]
+    await running
+    assert machine.batches == [[(1,)], [(2, 2)]]
+
+
+async def test_what_nobody_waits_for_any_more_is_remembered(machine: Machine) -> None:
+    """A request that comes too late for its own deadline finds its scores when it comes again."""
+    machine.hold = True
+    known: dict[Any, float] = {}
+    batcher = make(machine, remember=known.__setitem__)
+    with pytest.raises(DeadlinePassed):
+        await submit(batcher, (1, 2), (13,), timeout=0.01)
+    machine.released.release()
+    await batcher.drain()
+    assert known == {(1, 2): 3.0}
+
+
+async def test_first_come_first_served_across_requests(machine: Machine) -> None:
+    machine.hold = True
+    batcher = make(machine, budget=4)
+    running = asyncio.create_task(submit(batcher, (1,)))
+    await machine.wait_begun()
+    done: list[int] = []
+
+    async def ask(number: int, count: int) -> None:
+        await submit(batcher, *((number, place) for place in range(count)))
+        done.append(number)
+
+    # A small request does not overtake a large one that came before it.
+    asked = [asyncio.create_task(ask(n, count)) for n, count in ((2, 6), (3, 1), (4, 2))]
+    await settle()
+    for _ in range(10):
+        machine.released.release()
+    await asyncio.gather(running, *asked)
+    assert [s[0] for batch in machine.batches for s in batch] == [1, *[2] * 6, 3, 4, 4]
+    assert done == [2, 3, 4]
+
+
 async def test_one_failed_item_leaves_its_neighbours(machine: Machine) -> None:
     result = await submit(make(machine), (1,), (13,), (2,))
     assert result.outcomes == [1.0, ItemFailure("not_finite", "unlucky"), 2.0]
