@@ -45,6 +45,7 @@ from service.metrics import Metrics
 from service.scorer import Readiness, Scored, ServedModel, TokenIds
 from service.server import bind, warn_if_open
 from service.settings import ModelSettings, ServiceSettings
+from service.tls import check_tls
 
 logger = logging.getLogger("service.deployment")
 
@@ -273,6 +274,8 @@ def build(args: dict[str, Any]) -> Application:
     except ValidationError as error:
         places = (f"args.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise UsageError("; ".join(places)) from None
+    if settings.ssl_certfile or settings.ssl_keyfile:
+        raise UsageError("args.ssl_certfile, args.ssl_keyfile: give them to http_options instead")
     return build_application(settings)
 
 
@@ -288,6 +291,7 @@ def serve_on_ray(settings: ServiceSettings) -> None:
     for model in settings.model:
         if not model.path.is_dir():
             raise UsageError(f"--model {model.path}: no such directory")
+    check_tls(settings.ssl_certfile, settings.ssl_keyfile)
     with bind(settings.host, settings.port) as listener:
         port = listener.getsockname()[1]
     warn_if_open(settings)
@@ -296,7 +300,8 @@ def serve_on_ray(settings: ServiceSettings) -> None:
         actor_options = _share_cores(len(settings.model))
     try:
         _start_ray()
-        _serve(build_application(settings, **actor_options), settings.host, port)
+        application = build_application(settings, **actor_options)
+        _serve(application, _http_options(settings, port))
     finally:
         ray.shutdown()
 
@@ -324,12 +329,20 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-def _serve(application: Application, host: str, port: int) -> None:
+def _http_options(settings: ServiceSettings, port: int) -> HTTPOptions:
+    options: dict[str, Any] = {"host": settings.host, "port": port}
+    if settings.ssl_certfile is not None:
+        options["ssl_certfile"] = str(settings.ssl_certfile)
+        options["ssl_keyfile"] = str(settings.ssl_keyfile or settings.ssl_certfile)
+    return HTTPOptions(**options)
+
+
+def _serve(application: Application, options: HTTPOptions) -> None:
     signal.signal(signal.SIGTERM, _terminate)
-    serve.start(http_options=HTTPOptions(host=host, port=port))
+    serve.start(http_options=options)
     try:
         serve.run(application, name=APP)
-        logger.info("ready", extra={FIELDS: {"host": host, "port": port}})
+        logger.info("ready", extra={FIELDS: {"host": options.host, "port": options.port}})
         threading.Event().wait()
     except _Terminated:
         logger.info("shutting down")

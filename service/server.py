@@ -21,6 +21,7 @@ from service.gate import Gate
 from service.logs import FIELDS, configure_logging, log_fault
 from service.metrics import Metrics
 from service.settings import ServiceSettings
+from service.tls import check_tls
 
 logger = logging.getLogger("service.server")
 
@@ -37,11 +38,12 @@ def serve(settings: ServiceSettings) -> None:
     The port opens before the models load, so that ``/health`` and ``/ready`` can be asked.
 
     Raises:
-        UsageError: the port is taken, or a model cannot be served.
+        UsageError: the port is taken, the certificate is none, or a model cannot be served.
     """
     configure_logging(settings.log_format, settings.log_level)
     disable_progress_bar()
     set_verbosity_error()
+    check_tls(settings.ssl_certfile, settings.ssl_keyfile)
     with contextlib.ExitStack() as listeners:
         listener = listeners.enter_context(bind(settings.host, settings.port))
         watched = None

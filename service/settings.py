@@ -116,6 +116,7 @@ class ServiceSettings(ScoringSettings):
     telemetry: bool = False
     """Send one OpenTelemetry span per request to OTEL_EXPORTER_OTLP_ENDPOINT."""
     ssl_certfile: Path | None = None
+    """Serve HTTPS with this certificate (PEM; its key may stand in the same file)."""
     ssl_keyfile: Path | None = None
     ray: bool = False
     """Run the same app and replicas on Ray Serve."""

@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from reward_model.model import RewardModel
 from reward_model.scoring import score_token_ids
 from service.client import RewardClient
+from tests.certificates import needs_openssl, self_signed
 from tests.checkpoints import tiny_checkpoint
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -249,6 +250,30 @@ def test_a_client_outlives_a_rolling_restart(checkpoints: dict[str, Path]) -> No
     model = RewardModel.load(path)
     sequences: list[Any] = [item["token_ids"] for item in items]
     assert scores == score_token_ids(model, sequences)
+
+
+@needs_openssl
+def test_https_with_a_certificate_of_ones_own(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = self_signed(tmp_path)
+    files = ("--ssl_certfile", certificate, "--ssl_keyfile", key)
+    with running("--model", checkpoints["qwen2"], *files) as service:
+        url = service.url.replace("http:", "https:")
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{url}/ready")
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(f"{service.url}/ready")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        client = RewardClient(url)
+        [[score]] = client.score_groups_sync(["Where is the Louvre?"], [["In Paris."]])
+        client.close()
+        model = RewardModel.load(checkpoints["qwen2"])
+        ids = model.encoder.prompt_response("Where is the Louvre?", "In Paris.").token_ids
+        assert [score] == score_token_ids(model, [ids])
+        assert service.end() == 0
+    log = "".join(service.lines)
+    assert "Traceback" not in log
 
 
 def test_ctrl_c_is_130(checkpoints: dict[str, Path]) -> None:
