@@ -7,7 +7,8 @@
 There is one deployment per model, so that each is placed, scaled and updated by itself. Admission,
 batching and the forward happen in the model replica, where :class:`service.embedded.EmbeddedScorer`
 does for one model what it does for all of them in a single process. Its forward runs in a thread of
-its own, so a health check never waits for it.
+its own, so a health check never waits for it. One more deployment, ``metrics``, is the board on
+which all of them post what ``/metrics`` shows (:mod:`service.metrics_board`).
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -39,9 +41,11 @@ from service.errors import (
     ServiceError,
     Unavailable,
     UnknownModel,
+    VersionChanged,
 )
 from service.logs import FIELDS, configure_logging
-from service.metrics import Metrics
+from service.metrics_board import MetricsBoard
+from service.posted_metrics import PostedMetrics
 from service.scorer import Readiness, Scored, ServedModel, TokenIds
 from service.server import bind, warn_if_open
 from service.settings import ModelSettings, ServiceSettings
@@ -51,6 +55,7 @@ logger = logging.getLogger("service.deployment")
 
 APP = "sumzero"
 INGRESS = "ingress"
+BOARD = "metrics"
 
 MANY = 100_000
 """Requests a replica takes in at once. Ray's default of 5 would keep the queue out of the replica's
@@ -85,28 +90,57 @@ def encoding_version(served: ServedModel) -> str:
 class ModelReplica:
     """One model on one device. The only place of a Serve application that holds weights."""
 
-    def __init__(self, settings: ServiceSettings, model: ModelSettings) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        model: ModelSettings,
+        board: DeploymentHandle[MetricsBoard],
+    ) -> None:
         configure_logging(settings.log_format, settings.log_level)
         self._name = model.name
-        self._metrics = Metrics()
+        self._model = model
+        self._metrics = PostedMetrics(board)
         own = settings.model_copy(update={"model": (model,)})
         self._scorer = EmbeddedScorer(own, self._metrics)
         with ThreadPoolExecutor(1) as thread:  # Ray calls constructors on a running event loop
             thread.submit(asyncio.run, self._scorer.load()).result()
-        self._encoding = encoding_version(self.served())
+        self._encodings: dict[str, str] = {}
+
+    async def reconfigure(self, user_config: Mapping[str, str]) -> None:
+        """Serve what lies in another directory from now on: ``user_config: {path: DIR}``.
+
+        Ray calls it when a deployed file changes there and nowhere else. Scores go on meanwhile,
+        from the old version; both are in memory until it is done. A directory that cannot be served
+        is said in the log, and the old version stays.
+
+        Raises:
+            UsageError: a key other than ``path``.
+        """
+        if user_config.keys() != {"path"}:
+            raise UsageError(f"user_config of model-{self._name}: give path, and only that")
+        wanted = self._model.model_copy(update={"path": Path(user_config["path"])})
+        if wanted != self._model:
+            await self._scorer.reload([wanted])
+            self._model = wanted
 
     def served(self) -> ServedModel:
         return self._scorer.models()[self._name]
 
     async def describe(self) -> tuple[ServedModel, str]:
         """What the ingress needs to tokenize for this model, and the version of that."""
-        return self.served(), self._encoding
+        return self.served(), self._encoding()
 
     async def score(self, sequences: Sequence[TokenIds], timeout: float, encoding: str) -> Scored:
         """See :meth:`service.scorer.Scorer.score`."""
-        if encoding != self._encoding:
+        if encoding != self._encoding():
             raise EncodingChanged(f"model {self._name} was updated; try again")
         return await self._scorer.score(self._name, sequences, timeout=timeout)
+
+    def _encoding(self) -> str:
+        served = self.served()
+        if served.version not in self._encodings:
+            self._encodings = {served.version: encoding_version(served)}
+        return self._encodings[served.version]
 
     async def readiness(self) -> Readiness:
         return await self._scorer.readiness()
@@ -180,6 +214,7 @@ class RayScorer:
         except RayTaskError as error:
             if isinstance(error.cause, EncodingChanged):
                 await self._refresh(model)
+                raise VersionChanged(error.cause.message) from None
             raise _translate(error.cause) from None
         except DeploymentUnavailableError as error:
             raise Unavailable(error.message) from None
@@ -212,16 +247,20 @@ class Ingress:
     """Speaks HTTP and tokenizes. Holds no weights, so it needs no device."""
 
     def __init__(
-        self, settings: ServiceSettings, handles: Mapping[str, DeploymentHandle[ModelReplica]]
+        self,
+        settings: ServiceSettings,
+        handles: Mapping[str, DeploymentHandle[ModelReplica]],
+        board: DeploymentHandle[MetricsBoard],
     ) -> None:
         configure_logging(settings.log_format, settings.log_level)
         self._settings = settings
+        self._metrics = PostedMetrics(board)
         self._scorer = RayScorer(handles)
         with ThreadPoolExecutor(1) as thread:
             thread.submit(self._scorer.load).result()
 
     def __serve_build_asgi_app__(self) -> Any:
-        return create_app(self._scorer, self._settings)
+        return create_app(self._scorer, self._settings, metrics=self._metrics)
 
 
 def build_application(settings: ServiceSettings, **actor_options: Any) -> Application:
@@ -238,8 +277,15 @@ def build_application(settings: ServiceSettings, **actor_options: Any) -> Applic
         raise UsageError("metrics_port: a Ray proxy has one port for all routes; leave it out")
     on_gpu = settings.device.startswith("cuda")
     actor_options = actor_options or {"num_gpus" if on_gpu else "num_cpus": 1}
+    board = serve.deployment(MetricsBoard).options(
+        name=BOARD,
+        ray_actor_options={"num_cpus": 0},
+        logging_config={"enable_access_log": False},
+    )
+    board_handle = board.bind()
     replica = serve.deployment(ModelReplica).options(
         max_ongoing_requests=MANY,
+        max_surge_percent=100,
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=settings.drain_seconds,
@@ -247,17 +293,18 @@ def build_application(settings: ServiceSettings, **actor_options: Any) -> Applic
         logging_config={"enable_access_log": False},
     )
     handles = {
-        model.name: replica.options(name=f"model-{model.name}").bind(settings, model)
+        model.name: replica.options(name=f"model-{model.name}").bind(settings, model, board_handle)
         for model in settings.model
     }
     ingress = serve.deployment(Ingress).options(
         name=INGRESS,
         max_ongoing_requests=MANY,
+        max_surge_percent=100,
         graceful_shutdown_timeout_s=settings.drain_seconds,
         ray_actor_options={"num_cpus": 0},
         logging_config={"enable_access_log": False},
     )
-    return ingress.bind(settings, handles)
+    return ingress.bind(settings, handles, board_handle)
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -313,6 +360,7 @@ def _start_ray() -> None:
     local = "RAY_ADDRESS" not in os.environ
     try:
         ray.init(
+            address="local" if local else None,  # and not any that somebody else has started here
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES if local else None,
             logging_level=logging.WARNING,

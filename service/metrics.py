@@ -163,5 +163,6 @@ class Metrics:
             ):
                 counter.labels(model)
 
-    def text(self) -> bytes:
+    async def page(self) -> bytes:
+        """What ``/metrics`` answers."""
         return generate_latest(self.registry)

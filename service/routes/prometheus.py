@@ -13,6 +13,6 @@ def prometheus_router(context: Context) -> APIRouter:
     async def metrics() -> Response:
         state = await context.scorer.readiness()
         context.metrics.ready.set(state.ready and not context.gate.closed)
-        return Response(context.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(await context.metrics.page(), media_type=CONTENT_TYPE)
 
     return router

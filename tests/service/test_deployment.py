@@ -15,7 +15,13 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from reward_model.model import RewardModel
 from service.deployment import EncodingChanged, RayScorer, encoding_version
-from service.errors import DeadlinePassed, InternalError, QueueFull, Unavailable, UnknownModel
+from service.errors import (
+    DeadlinePassed,
+    InternalError,
+    QueueFull,
+    UnknownModel,
+    VersionChanged,
+)
 from service.scorer import Scored, ServedModel
 from tests.checkpoints import tiny_checkpoint
 
@@ -135,7 +141,7 @@ async def test_tokens_of_another_version_are_made_anew(served: ServedModel) -> N
     handle = Handle(served, task_error(EncodingChanged("updated")), SCORED)
     ray_scorer = scorer(handle)
     handle.encoding = "second"
-    with pytest.raises(Unavailable):
+    with pytest.raises(VersionChanged):  # upon which the scoring path tokenizes anew
         await ray_scorer.score("m", [[1]], timeout=30)
     assert await ray_scorer.score("m", [[1]], timeout=30) == SCORED
     assert [call[2] for call in handle.score.calls] == ["first", "second"]
