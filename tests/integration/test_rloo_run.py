@@ -1,5 +1,6 @@
 """Whole runs with a real vLLM server and the real service: they end, and nothing is left."""
 
+import asyncio
 import json
 import os
 import signal
@@ -14,10 +15,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.checkpoints import tiny_checkpoint
+from reward_model.encode import Message
+from tests.checkpoints import tiny_checkpoint, tiny_tokenizer
 from tests.conftest import VLLM_PYTHON
 from trainer.metrics import read_metrics
+from trainer.rloo.config import Reward
 from trainer.rloo.ledger import read_ledger
+from trainer.rloo.reward import Rewards
+from trainer.rloo.samples import Sample
 
 pytestmark = [pytest.mark.integration, pytest.mark.vllm, pytest.mark.timeout(1800)]
 
@@ -138,3 +143,21 @@ def test_a_synchronous_run_is_on_policy_throughout(world: Path, service: str) ->
     assert all(line["staleness_max"] == 0 for line in steps)
     assert all(line["sampler_difference"] <= 1e-3 for line in steps)
     assert all(line["truncated_share"] == 0 for line in steps)
+
+
+def test_get_reward_gives_the_scores_of_score(world: Path, service: str) -> None:
+    tokenizer = tiny_tokenizer()
+    messages = [Message(role="user", content="How do I bake bread?")]
+    texts = ("Mix flour, water and salt.", "Who knows?")
+    samples = []
+    for text in texts:
+        ids = (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)
+        samples.append(Sample(ids, (-1.0,) * len(ids), True, 0, text))
+
+    async def scores(url: str) -> tuple[float | None, ...]:
+        async with Rewards.open(Reward(url=url), tokenizer) as rewards:
+            return (await rewards.score(messages, samples)).rewards
+
+    found = asyncio.run(scores(f"{service}/get_reward"))
+    assert found == pytest.approx(asyncio.run(scores(service)), abs=1e-6)
+    assert found[0] != found[1]

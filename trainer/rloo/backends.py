@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from reward_model.errors import UsageError
@@ -13,6 +14,7 @@ from trainer.rloo.embedded import EmbeddedGenerator
 from trainer.rloo.generation import Generator, Sampling
 from trainer.rloo.vllm_client import VllmConnection, VllmGenerator
 from trainer.rloo.vllm_server import VllmServer
+from trainer.rloo.weight_transfer import Snapshot, Transfer, open_transfer
 
 SERVER_LOG = "vllm.log"
 
@@ -33,13 +35,19 @@ async def open_generator(
     weights: Path,
     run_dir: Path,
     device: str,
+    snapshot: Snapshot | None = None,
 ) -> AsyncIterator[Generator]:
-    """Yield a generator that is up; ``weights`` are what a server of our own starts with."""
+    """Yield a generator that is up; ``weights`` are what a server of our own starts with.
+
+    ``snapshot`` holds later versions where they do not go by the directory.
+    """
     if chosen_backend(settings) == "embedded":
         async with _embedded(settings, sampling, tokenizer, device) as embedded:
             yield embedded
     else:
-        async with _vllm(settings, sampling, tokenizer, weights, run_dir) as vllm:
+        async with _vllm(
+            settings, sampling, tokenizer, weights, run_dir, torch.device(device), snapshot
+        ) as vllm:
             yield vllm
 
 
@@ -66,6 +74,8 @@ async def _vllm(
     tokenizer: PreTrainedTokenizerBase,
     weights: Path,
     run_dir: Path,
+    device: torch.device,
+    snapshot: Snapshot | None,
 ) -> AsyncIterator[VllmGenerator]:
     async with AsyncExitStack() as stack:
         servers: list[VllmServer | None] = [None] * len(settings.urls)
@@ -78,6 +88,8 @@ async def _vllm(
                 run_dir / SERVER_LOG,
                 dtype=settings.dtype,
                 arguments=arguments,
+                transfer=settings.transfer,
+                devices=settings.server_devices,
             )
             stack.push_async_callback(server.stop)
             await server.start()
@@ -92,10 +104,11 @@ async def _vllm(
                 restart_timeout=settings.start_timeout,
                 max_in_flight=settings.max_in_flight,
                 weights_dir=settings.server_weights_dir,
+                transfer=_transfer(settings, snapshot, device),
             )
             for url, server in zip(urls, servers, strict=True)
         ]
-        generator = VllmGenerator(connections)
+        generator = VllmGenerator(connections, by_directory=settings.transfer == "directory")
         stack.push_async_callback(generator.aclose)
         await asyncio.gather(*(connection.open() for connection in connections))
         for connection in connections:
@@ -105,6 +118,15 @@ async def _vllm(
                     f"max_prompt_tokens + max_new_tokens is {_length(settings)}"
                 )
         yield generator
+
+
+def _transfer(
+    settings: Generation, snapshot: Snapshot | None, device: torch.device
+) -> Transfer | None:
+    if settings.transfer == "directory":
+        return None
+    assert snapshot is not None
+    return open_transfer(settings.transfer, snapshot, device, settings.request_timeout)
 
 
 def _length(settings: Generation) -> int:

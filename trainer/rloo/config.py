@@ -13,7 +13,9 @@ class Source(Section):
 
     name: str = Field(default="reward", description="in the metrics")
     url: str | list[str] | None = Field(
-        default=None, description="base URL of a running `python -m service`, or of several alike"
+        default=None,
+        description="base URL of a running `python -m service`, or of several alike; one that "
+        "ends in /get_reward speaks OpenRLHF's dialect",
     )
     model: str | None = Field(
         default=None, description="name of the model there; its default if none"
@@ -86,8 +88,17 @@ class Generation(Section):
         default=Path(".venv-vllm/bin/python"), description="of the environment that holds vLLM"
     )
     server_args: list[str] = Field(default=[], description="more arguments of an owned server")
+    server_devices: str | None = Field(
+        default=None, description="CUDA_VISIBLE_DEVICES of an owned server"
+    )
     server_weights_dir: str | None = Field(
         default=None, description="where a given server sees <output_dir>/weights, if elsewhere"
+    )
+    transfer: Literal["directory", "ipc", "nccl"] = Field(
+        default="directory",
+        description="how weights get to vLLM: a shared directory; ipc: within one GPU; nccl: "
+        "between GPUs. A given server needs --weight-transfer-config of that backend, and for ipc "
+        "VLLM_ALLOW_INSECURE_SERIALIZATION=1",
     )
     samples_per_prompt: int = Field(default=2, description="k, two at least")
     temperature: float = Field(default=0.7, gt=0)
@@ -107,6 +118,12 @@ class Generation(Section):
         "by default 1e-3 in float32 and 0.05 otherwise",
     )
     embedded_batch: int = Field(default=64, gt=0, description="sequences at once, embedded only")
+
+    @model_validator(mode="after")
+    def _transfer_is_vllms(self) -> Self:
+        if self.transfer != "directory" and self.backend == "embedded":
+            raise ValueError(f"transfer: {self.transfer} is vLLM's; backend is embedded")
+        return self
 
     @model_validator(mode="after")
     def _group(self) -> Self:

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from transformers import PreTrainedTokenizerBase
+
 from reward_model.encode import Message
 from reward_model.errors import SumzeroError, UsageError
 from service.client import RewardClient, RewardError
 from trainer.rloo.config import Reward, Source
+from trainer.rloo.detached import run_detached
 from trainer.rloo.failures import first_cause
+from trainer.rloo.get_reward import GetReward, speaks_get_reward
 from trainer.rloo.samples import Sample
 
 Scores = tuple[float | None, ...]
@@ -27,7 +31,7 @@ GOLD = "gold"
 class RewardSource(Protocol):
     """Scores the responses to one prompt; None where a score cannot be had."""
 
-    async def score(self, messages: Sequence[Message], responses: Sequence[str]) -> Scores: ...
+    async def score(self, messages: Sequence[Message], samples: Sequence[Sample]) -> Scores: ...
 
     async def aclose(self) -> None: ...
 
@@ -39,11 +43,12 @@ class ServiceReward:
         self._client = client
         self._truncation = truncation
 
-    async def score(self, messages: Sequence[Message], responses: Sequence[str]) -> Scores:
+    async def score(self, messages: Sequence[Message], samples: Sequence[Sample]) -> Scores:
+        responses = [sample.text for sample in samples]
         prompt = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
         try:
             groups = await self._client.score_groups(
-                [prompt], [list(responses)], truncation=self._truncation
+                [prompt], [responses], truncation=self._truncation
             )
         except ExceptionGroup as group:
             cause = first_cause(group)
@@ -57,18 +62,30 @@ class ServiceReward:
 
 
 class FunctionReward:
-    """A Python function ``f(prompts, completions)``; plain ones run in a thread."""
+    """A Python function ``f(prompts, completions)``; plain ones run in a thread.
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+    Raises:
+        SumzeroError: it took longer than ``timeout`` seconds, or gave another number of scores.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], timeout: float) -> None:
         self._name = name
         self._function = function
+        self._timeout = timeout
 
-    async def score(self, messages: Sequence[Message], responses: Sequence[str]) -> Scores:
-        arguments = ([list(messages)] * len(responses), list(responses))
-        if inspect.iscoroutinefunction(self._function):
-            scores = await self._function(*arguments)
-        else:
-            scores = await asyncio.to_thread(self._function, *arguments)
+    async def score(self, messages: Sequence[Message], samples: Sequence[Sample]) -> Scores:
+        responses = [sample.text for sample in samples]
+        arguments = ([list(messages)] * len(responses), responses)
+        try:
+            async with asyncio.timeout(self._timeout):
+                if inspect.iscoroutinefunction(self._function):
+                    scores = await self._function(*arguments)
+                else:
+                    scores = await run_detached(self._function, *arguments)
+        except TimeoutError:
+            raise SumzeroError(
+                f"reward function {self._name} gave no scores within {self._timeout:g} s"
+            ) from None
         if len(scores) != len(responses):
             raise SumzeroError(
                 f"reward function {self._name} gave {len(scores)} scores for {len(responses)} "
@@ -103,24 +120,22 @@ class Rewards:
         self._gold = gold
 
     @classmethod
-    def open(cls, settings: Reward) -> "Rewards":
-        """Connect to what ``settings`` name."""
+    def open(cls, settings: Reward, tokenizer: PreTrainedTokenizerBase | None = None) -> "Rewards":
+        """Connect to what ``settings`` name. ``tokenizer``: the policy's, for ``/get_reward``."""
         gold = None
         if settings.gold_url is not None:
-            client = _client(settings, settings.gold_url, settings.gold_model)
-            gold = ServiceReward(client, settings.truncation)
+            gold = _connect(settings, settings.gold_url, settings.gold_model, tokenizer)
         return cls(
             settings,
-            {source.name: _open(settings, source) for source in settings.all_sources},
+            {source.name: _open(settings, source, tokenizer) for source in settings.all_sources},
             gold,
         )
 
     async def score(self, messages: Sequence[Message], samples: Sequence[Sample]) -> Scored:
         """Score the samples of one prompt."""
-        responses = [sample.text for sample in samples]
         sources = dict(self._sources) | ({} if self._gold is None else {GOLD: self._gold})
         scores = await asyncio.gather(
-            *(source.score(messages, responses) for source in sources.values())
+            *(source.score(messages, samples) for source in sources.values())
         )
         measured = dict(zip(sources, scores, strict=True))
         rewards = tuple(
@@ -167,17 +182,29 @@ def _finite(score: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _open(settings: Reward, source: Source) -> RewardSource:
+def _open(
+    settings: Reward, source: Source, tokenizer: PreTrainedTokenizerBase | None
+) -> RewardSource:
     if source.url is not None:
-        return ServiceReward(_client(settings, source.url, source.model), settings.truncation)
+        return _connect(settings, source.url, source.model, tokenizer)
     assert source.function is not None
     module, _, name = source.function.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"reward.sources: {source.function}: {error}; give module:name") from None
-    return FunctionReward(source.function, function)
+    return FunctionReward(source.function, function, settings.timeout)
 
 
-def _client(settings: Reward, url: str | list[str], model: str | None) -> RewardClient:
-    return RewardClient(url, model=model, api_key=settings.api_key, timeout=settings.timeout)
+def _connect(
+    settings: Reward,
+    url: str | list[str],
+    model: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> RewardSource:
+    """The project's own ``POST /score``, or OpenRLHF's dialect where the URL names it."""
+    if speaks_get_reward(url):
+        assert tokenizer is not None
+        return GetReward(url, tokenizer, timeout=settings.timeout)
+    client = RewardClient(url, model=model, api_key=settings.api_key, timeout=settings.timeout)
+    return ServiceReward(client, settings.truncation)

@@ -23,6 +23,7 @@ from trainer.rloo.run_metrics import RunMetrics
 from trainer.rloo.samples import Prompt
 from trainer.rloo.team import Team, divide
 from trainer.rloo.weight_sync import WeightStore, write_policy
+from trainer.rloo.weight_transfer import Snapshot
 
 
 @dataclass(eq=False)
@@ -40,6 +41,9 @@ class Session:
     metrics: RunMetrics
     weights: WeightStore
     step: int
+    snapshot: Snapshot | None = None
+    """Of the published version, where weights go to vLLM past the file system."""
+    _first: Path | None = None
 
     @property
     def total_steps(self) -> int:
@@ -60,9 +64,16 @@ class Session:
         return [position for position in positions if not self.ledger.is_done(position)]
 
     def write_weights(self) -> Path:
-        """The learner's weights as a version for the generators."""
+        """The learner's weights as a version for the generators; the directory it is in.
+
+        With a snapshot only the first version is written, for a server to start with.
+        """
         model, weights = self.learner.policy.model, self.learner.weights()
-        return self.weights.write(model, self.tokenizer, self.step, weights)
+        if self.snapshot is not None:
+            self.snapshot.take(weights)
+        if self.snapshot is None or self._first is None:
+            self._first = self.weights.write(model, self.tokenizer, self.step, weights)
+        return self._first
 
     def write_policy(self) -> Path:
         """The trained policy, and its adapters where it has any; return its directory."""
@@ -119,6 +130,7 @@ def open_session(settings: RlooSettings, team: Team | None = None) -> Session | 
         RunMetrics(settings, resume),
         WeightStore(settings.output_dir / WEIGHTS),
         step,
+        None if generation.transfer == "directory" else Snapshot(generation.dtype),
     )
 
 

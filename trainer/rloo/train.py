@@ -72,7 +72,7 @@ async def _run(session: Session, interruption: Interruption) -> bool:
     settings = session.settings
     weights = session.write_weights()
     async with (
-        Rewards.open(settings.reward) as rewards,
+        Rewards.open(settings.reward, session.tokenizer) as rewards,
         open_generator(
             settings.generation,
             session.sampling,
@@ -80,6 +80,7 @@ async def _run(session: Session, interruption: Interruption) -> bool:
             weights=weights,
             run_dir=session.run_dir,
             device=str(session.learner.team.device),
+            snapshot=session.snapshot,
         ) as generator,
     ):
         await generator.publish(weights, session.step)

@@ -13,10 +13,12 @@ import httpx
 from transformers import PreTrainedTokenizerBase
 
 from reward_model.errors import SumzeroError, UsageError
+from trainer.rloo.failures import first_cause
 from trainer.rloo.generation import Gate, Sampling, response_text
 from trainer.rloo.samples import Sample
 from trainer.rloo.vllm_server import VllmServer
 from trainer.rloo.weight_sync import check_ready
+from trainer.rloo.weight_transfer import Transfer
 
 POLL_SECONDS = 0.5
 ATTEMPTS = 5
@@ -34,6 +36,7 @@ class VllmConnection:
         process: the server where we own it; it is started again when it dies.
         restart_timeout: seconds to wait for a server that went away.
         weights_dir: where the server sees the directory of versions, if not where we do.
+        transfer: sends the weights where they do not go by the directory.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class VllmConnection:
         restart_timeout: float,
         max_in_flight: int,
         weights_dir: str | None,
+        transfer: Transfer | None = None,
     ) -> None:
         self.url = url
         self.model = ""
@@ -56,6 +60,7 @@ class VllmConnection:
         self._process = process
         self._restart_timeout = restart_timeout
         self._weights_dir = weights_dir
+        self._transfer = transfer
         self._weights: tuple[Path, int] | None = None
         self._gate = Gate()
         self._recovering = asyncio.Lock()
@@ -106,6 +111,8 @@ class VllmConnection:
         await self._recover()
 
     async def aclose(self) -> None:
+        if self._transfer is not None:
+            self._transfer.forget()
         await self._http.aclose()
 
     async def _generate(self, prompt_ids: Sequence[int], count: int) -> tuple[Sample, ...]:
@@ -154,18 +161,32 @@ class VllmConnection:
     async def _load_weights(self) -> None:
         assert self._weights is not None
         path, version = self._weights
-        seen = (
-            str(path.resolve()) if self._weights_dir is None else f"{self._weights_dir}/{path.name}"
-        )
-        reload = {"method": "reload_weights", "kwargs": {"weights_path": seen}}
         await self._call("POST", "/pause", params={"mode": "wait"})
         try:
-            await self._call("POST", "/collective_rpc", json=reload)
+            await (self._reload(path) if self._transfer is None else self._receive())
             await self._call("POST", "/reset_prefix_cache")
             await self._call("POST", "/update_weight_version", json={"new_version": str(version)})
             await self._check_version()
         finally:
             await self._call("POST", "/resume")
+
+    async def _reload(self, path: Path) -> None:
+        seen = (
+            str(path.resolve()) if self._weights_dir is None else f"{self._weights_dir}/{path.name}"
+        )
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": seen}}
+        await self._call("POST", "/collective_rpc", json=reload)
+
+    async def _receive(self) -> None:
+        assert self._transfer is not None
+        try:
+            await self._transfer.send(self._call)
+        except BaseException as error:
+            self._transfer.forget()
+            cause = first_cause(error)
+            if isinstance(cause, Unavailable | TimeoutError):
+                raise Unavailable(f"{self.url}: weights did not arrive: {cause!r}") from error
+            raise
 
     async def _recover(self) -> None:
         """Wait for the server to be back with the current weights; one caller does it for all."""
@@ -227,10 +248,15 @@ class VllmConnection:
 
 
 class VllmGenerator:
-    """Spreads prompts over servers, the least busy first, and publishes to all of them."""
+    """Spreads prompts over servers, the least busy first, and publishes to all of them.
 
-    def __init__(self, connections: Sequence[VllmConnection]) -> None:
+    Args:
+        by_directory: whether the weights of a version are in its directory.
+    """
+
+    def __init__(self, connections: Sequence[VllmConnection], *, by_directory: bool = True) -> None:
         self.connections = tuple(connections)
+        self._by_directory = by_directory
         self.version = -1
 
     async def generate(
@@ -242,7 +268,8 @@ class VllmGenerator:
         return await connection.generate(prompt_ids, count)
 
     async def publish(self, path: Path, version: int) -> None:
-        check_ready(path, version)
+        if self._by_directory:
+            check_ready(path, version)
         async with asyncio.TaskGroup() as tasks:
             for connection in self.connections:
                 tasks.create_task(connection.publish(path, version))

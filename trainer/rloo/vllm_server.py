@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -26,7 +27,15 @@ class VllmServer:
     """
 
     def __init__(
-        self, python: Path, model: Path, log: Path, *, dtype: str, arguments: Sequence[str] = ()
+        self,
+        python: Path,
+        model: Path,
+        log: Path,
+        *,
+        dtype: str,
+        arguments: Sequence[str] = (),
+        transfer: str = "directory",
+        devices: str | None = None,
     ) -> None:
         if not python.is_file():
             raise UsageError(
@@ -38,6 +47,14 @@ class VllmServer:
         self.port = _free_port()
         self._python = python
         self._arguments = [f"--dtype={dtype}", *arguments]
+        self._more_environment: dict[str, str] = {}
+        if transfer != "directory":
+            config = json.dumps({"backend": transfer})
+            self._arguments.append(f"--weight-transfer-config={config}")
+        if transfer == "ipc":  # memory handles are pickled; the server listens to this machine only
+            self._more_environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        if devices is not None:
+            self._more_environment["CUDA_VISIBLE_DEVICES"] = devices
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -105,7 +122,7 @@ class VllmServer:
             "VLLM_CPU_KVCACHE_SPACE": "1",
         }
         fixed = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        return defaults | dict(os.environ) | fixed
+        return defaults | dict(os.environ) | fixed | self._more_environment
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None

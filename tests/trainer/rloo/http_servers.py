@@ -1,6 +1,7 @@
 """Real HTTP servers that speak vLLM's and the reward service's language and take a set time."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -13,12 +14,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+TRANSFER = (
+    "init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update",
+)  # fmt: skip
+
 
 class VllmDouble:
     """vLLM's endpoints with samples out of thin air; every call is noted.
 
     ``seconds``: how long a completion takes. ``failures``: statuses to answer the next completions
-    with. ``version``: what it holds; a restart of the real server resets it to ``default``.
+    with; ``refusals``: the next weights. ``version``: what it holds; a restart of the real server
+    resets it to ``default``.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -29,6 +35,8 @@ class VllmDouble:
         self.publish_seconds = 0.0
         self.calls: list[str] = []
         self.bodies: list[dict] = []
+        self.transfers: list[tuple[str, dict]] = []
+        self.refusals: list[int] = []
 
     def app(self) -> Starlette:
         routes = [
@@ -40,6 +48,8 @@ class VllmDouble:
         ]
         for name in ("pause", "resume", "reset_prefix_cache", "collective_rpc"):
             routes.append(Route(f"/{name}", self._note, methods=["POST"]))
+        for name in TRANSFER:
+            routes.append(Route(f"/{name}", self._transfer, methods=["POST"]))
         return Starlette(routes=routes)
 
     async def _nothing(self, request: Request) -> Response:
@@ -50,6 +60,15 @@ class VllmDouble:
 
     async def _weight_info(self, request: Request) -> Response:
         return JSONResponse({"weight_version": self.version})
+
+    async def _transfer(self, request: Request) -> Response:
+        name = request.url.path[1:]
+        self.calls.append(name)
+        if body := await request.body():
+            self.transfers.append((name, json.loads(body)))
+        if self.refusals and name == "update_weights":
+            return JSONResponse({"error": "as told"}, status_code=self.refusals.pop())
+        return JSONResponse({"message": "done"})
 
     async def _set_version(self, request: Request) -> Response:
         self.version = (await request.json())["new_version"]

@@ -1,8 +1,10 @@
 """Rewards: weights, shaping, missing scores, and gold that is only measured."""
 
+import time
+
 import pytest
 
-from reward_model.errors import UsageError
+from reward_model.errors import SumzeroError, UsageError
 from tests.trainer.rloo.groups import sample
 from trainer.rloo.config import Reward, Source
 from trainer.rloo.reward import Rewards, shape
@@ -17,7 +19,8 @@ class Table:
         self.scores = scores
         self.asked = []
 
-    async def score(self, messages, responses):
+    async def score(self, messages, samples):
+        responses = [sample.text for sample in samples]
         self.asked.append((list(messages), list(responses)))
         return tuple(self.scores[response] for response in responses)
 
@@ -88,6 +91,17 @@ async def test_functions_plain_and_asynchronous():
     broken = Reward(sources=[Source(function=f"{module}:failing")])
     async with Rewards.open(broken) as rewards:
         assert (await rewards.score(PROMPT, [named("a"), named("b")])).rewards == (None, None)
+
+
+def endless(prompts, completions):
+    time.sleep(3600)
+
+
+async def test_a_function_that_hangs_is_given_up_with_its_name():
+    settings = Reward(sources=[Source(function=f"{__name__}:endless")], timeout=0.2)
+    async with Rewards.open(settings) as rewards:
+        with pytest.raises(SumzeroError, match=r"endless gave no scores within 0.2 s"):
+            await rewards.score(PROMPT, [named("a"), named("b")])
 
 
 @pytest.mark.parametrize("function", ["no_such_module:f", "math:no_such_name", "math"])
