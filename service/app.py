@@ -71,7 +71,7 @@ def create_app(
     describe(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_mib << 20)
-    app.add_middleware(GateKeeper, gate=gate)
+    app.add_middleware(GateKeeper, gate=gate, max_requests=settings.max_requests)
     app.add_middleware(
         Authentication, keys=_plain(settings.api_keys), token_paths=COMPATIBILITY_PATHS
     )

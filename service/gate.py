@@ -7,7 +7,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.answers import error_response
-from service.errors import Unavailable
+from service.errors import QueueFull, Unavailable
 
 
 class Gate:
@@ -38,13 +38,15 @@ class Gate:
 class GateKeeper:
     """ASGI middleware around a :class:`Gate`. Reading (GET) is never refused.
 
-    Answers given after closing carry ``Connection: close``, so that a kept-alive connection is not
-    cut under a client's next request.
+    While ``max_requests`` are inside, further ones are answered 429 before a byte of their bodies
+    is read, so that bodies in flight cannot fill the memory. Answers given after closing carry
+    ``Connection: close``, so that a kept-alive connection is not cut under a client's next request.
     """
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, max_requests: int) -> None:
         self._app = app
         self._gate = gate
+        self._max_requests = max_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,6 +61,10 @@ class GateKeeper:
         if self._gate.closed and scope["method"] == "POST":
             error = Unavailable("the service is shutting down")
             await error_response(error)(scope, receive, closing)
+            return
+        if self._gate.inside >= self._max_requests and scope["method"] == "POST":
+            full = QueueFull(f"as many requests as may be ({self._max_requests}) are inside")
+            await error_response(full)(scope, receive, closing)
             return
         self._gate.enter()
         try:

@@ -101,6 +101,8 @@ class ServiceSettings(ScoringSettings):
     """Where metrics_port listens: where Prometheus comes by, and clients do not."""
     max_queue_tokens: int = Field(262144, ge=1)
     """Tokens that may wait per model; beyond it requests are answered 429."""
+    max_requests: int = Field(4096, ge=1)
+    """Requests inside at once; beyond it they are answered 429 before their bodies are read."""
     max_items: int = Field(4096, ge=1)
     """Scores one request may ask for; an item gives one, or one per response."""
     max_body_mib: int = Field(16, ge=1)

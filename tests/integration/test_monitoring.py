@@ -179,7 +179,7 @@ def test_its_rules_are_read_and_quiet(prometheus: str) -> None:
         return rules if all(rule["health"] == "ok" for rule in rules) else []
 
     rules = eventually(evaluated)
-    assert len(rules) == 6
+    assert len(rules) == 7
     assert {rule["state"] for rule in rules} == {"inactive"}
 
 

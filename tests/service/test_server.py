@@ -134,6 +134,23 @@ async def test_a_full_queue_is_429_with_retry_after_and_then_there_is_room(
         assert (await running.http.post("/score", json=bodies[2])).status_code == 200
 
 
+async def test_more_requests_than_may_be_inside_are_429(
+    own_scorer: EmbeddedScorer, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = Running(own_scorer, settings.model_copy(update={"max_requests": 1}))
+    with held(own_scorer.replica("tiny").model, monkeypatch) as released:
+        first = asyncio.create_task(running.http.post("/score", json=ITEM))
+        await until(lambda: running.gate.inside == 1)
+        refused = await running.http.post("/score", json=OTHER)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert refused.json()["error"]["type"] == "queue_full"
+        assert (await running.http.get("/ready")).status_code == 200
+        released.release()
+        assert (await first).status_code == 200
+    assert (await running.http.post("/score", json=OTHER)).status_code == 200
+    await running.close()
+
+
 async def test_a_closed_gate_lets_out_and_not_in(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
