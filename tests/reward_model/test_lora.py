@@ -240,6 +240,26 @@ def test_refused_where_lora_stands_elsewhere(
         RewardModel.load(adapter)
 
 
+def test_whole_tensors_take_the_place_of_the_bases(base: Path, tmp_path: Path) -> None:
+    """An embedding that was trained and made larger, for this adapter alone."""
+    adapter = tiny_adapter(tmp_path / "a", base, modules_to_save=["score", "embed_tokens"])
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    [name] = [name for name in tensors if "embed_tokens" in name]
+    expected = peft_scores(adapter, base, SEQUENCES)
+    rows = len(tensors[name])
+    tensors[name] = torch.cat([tensors[name], tensors[name][:3]])
+    save_file(tensors, path)
+    bases = Bases()
+    model = RewardModel.load(adapter, bases=bases)
+    assert score_token_ids(model, SEQUENCES) == pytest.approx(expected, abs=1e-5)
+    assert model.encoder.vocab_size == rows + 3
+    same_token = score_token_ids(model, [[0, 7], [rows, 7]])
+    assert same_token[0] == same_token[1]
+    other = RewardModel.load(tiny_adapter(tmp_path / "b", base), bases=bases)
+    assert other.encoder.vocab_size == rows
+
+
 def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
     wide = tiny_checkpoint(tmp_path / "wide", "qwen2", "causal", intermediate_size=128)
     with pytest.raises(CheckpointError, match=r"mlp\..*another base\?"):
