@@ -14,7 +14,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install install-vllm demo test test-all smoke lint format bench openapi clean
+.PHONY: help install install-vllm demo test test-all smoke lint format audit bench openapi clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
@@ -52,6 +52,11 @@ lint: install ## ruff and mypy
 format: install ## let ruff format the tree
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit: ## known holes in the pinned versions; asks PyPI, and fails where it cannot
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip -q install pip-audit; }
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints-vllm.txt
 
 bench: install ## the benchmarks, one JSON object each
 	$(BIN)/python -m benchmarks.scoring
