@@ -74,3 +74,47 @@ async def test_no_body_is_a_fault_of_ours(http: httpx.AsyncClient, path: str, bo
         error = response.json()["error"]
         assert set(error) == {"type", "message", "details"}
         assert error["message"]
+
+
+HOSTILE = {
+    "deep": b'{"items": ' + b"[" * 200_000,
+    "deep and whole": b'{"items": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    "a number of 5,000 digits": b'{"items": [{"token_ids": [' + b"9" * 5000 + b"]}]}",
+    "no UTF-8": b'{"items": [{"text": "\xff\xfe"}]}',
+    "UTF-16": '{"items": []}'.encode("utf-16"),
+    "NaN for a time": b'{"items": [{"text": "a"}], "timeout_ms": NaN}',
+    "an endless time": b'{"items": [{"text": "a"}], "timeout_ms": 1e999}',
+    "no time": b'{"items": [{"text": "a"}], "timeout_ms": 0}',
+    "an id beyond 64 bits": b'{"items": [{"token_ids": [18446744073709551616]}]}',
+    "half a token": b'{"items": [{"token_ids": [1.5]}]}',
+    "true as a token": b'{"items": [{"token_ids": [true]}]}',
+    "nothing": b"",
+    "two bodies": b'{"items": [{"text": "a"}]}{"items": [{"text": "b"}]}',
+}
+
+
+@pytest.mark.parametrize("path", ["/score", "/classify"])
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_hostile_bodies_are_malformed(http: httpx.AsyncClient, path: str, name: str) -> None:
+    headers = {"content-type": "application/json"}
+    response = await http.post(path, content=HOSTILE[name], headers=headers)
+    if name == "an id beyond 64 bits" and response.status_code == 200:
+        [[error]] = [result["errors"] for result in response.json()["results"]]
+        assert error["type"] == "invalid_token_id"
+        return
+    assert response.status_code == 422, response.text
+    assert response.json()["error"]["type"] == "malformed_request"
+
+
+async def test_odd_characters_have_a_score(http: httpx.AsyncClient) -> None:
+    texts = ["\x00", "\u202e\ufeff", "\U0001f600" * 50, "\r\n" * 100]
+    content = json.dumps({"items": [{"text": text} for text in texts]})
+    headers = {"content-type": "application/json"}
+    response = await http.post("/score", content=content, headers=headers)
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert [result["errors"] for result in results] == [[None]] * len(texts)
+    half = json.dumps({"items": [{"text": "a"}, {"text": "a\ud800b"}]})
+    response = await http.post("/score", content=half, headers=headers)
+    assert response.status_code == 422
+    assert "items.1.text" in response.json()["error"]["message"]
