@@ -1,6 +1,7 @@
 """Attention over a packed batch, registered with transformers as ``sumzero_packed``.
 
-On CUDA without gradients it is one FlexAttention call (:mod:`reward_model.flex`). Elsewhere:
+With gradients it is one call per segment (:mod:`reward_model.segments`). Without, on CUDA, it is
+one FlexAttention call (:mod:`reward_model.flex`). Elsewhere:
 
 Every block of the batch (see :mod:`reward_model.packing`) is one call on tiles of one fixed shape.
 Kernels compute the tiles of a call independently, so a tile's result depends on its own rows only.
@@ -14,6 +15,7 @@ from transformers import AttentionInterface
 
 from reward_model.flex import flex_packed_attention
 from reward_model.packing import AttentionBlock, PackedBatch
+from reward_model.segments import segment_attention
 from reward_model.slots import chains, rows_to_slots, slots_to_rows
 
 IMPLEMENTATION = "sumzero_packed"
@@ -50,10 +52,15 @@ def packed_attention(
         raise RuntimeError(f"{IMPLEMENTATION} attention needs a packed batch")
     heads, dim = query.shape[1], query.shape[3]
     scale = dim**-0.5 if scaling is None else scaling
+    if torch.is_grad_enabled():
+        output = segment_attention(
+            query, key, value, packed, scale=scale, window=sliding_window, softcap=softcap
+        )
+        return output, None
     query_SD, key_SD, value_SD = (
         rows_to_slots(_token_major(x), packed) for x in (query, key, value)
     )
-    if query.is_cuda and not torch.is_grad_enabled():
+    if query.is_cuda:
         output_SD = flex_packed_attention(
             query_SD, key_SD, value_SD, packed,
             dim=dim, scale=scale, window=sliding_window, softcap=softcap,
@@ -139,8 +146,7 @@ def _causal(block: AttentionBlock, window: int | None) -> Tensor:
 def _whole(block: AttentionBlock, window: int | None) -> Tensor:
     """[B, 1, 1 or Q, K]: keys past a sequence's end are hidden.
 
-    Query slots past the end look from the last token: a row that sees nothing would be NaN, and
-    would reach the keys' gradients.
+    Query slots past the end look from the last token: a row that sees nothing would be NaN.
     """
     device = block.lengths_B.device
     length = block.lengths_B[:, None, None, None]

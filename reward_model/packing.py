@@ -9,8 +9,10 @@ Shape suffixes: N sequences, T packed rows, S slots, B runs of one block, A tile
 tokens of one sequence.
 """
 
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,19 @@ class AttentionBlock:
         return replace(self, chains_BA=chains_BA, lengths_B=self.lengths_B.to(device))
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A run of packed rows that no sequence leaves or enters in between.
+
+    Its first row stands at position ``start``, after the rows of ``ancestors``: numbers of
+    segments, whose lengths add up to ``start``.
+    """
+
+    length: int
+    start: int
+    ancestors: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
     """What one forward pass computes.
@@ -63,7 +78,7 @@ class PackedBatch:
     ``token_ids_T`` and ``position_ids_T`` are the packed rows, the last ``filler`` of which belong
     to no sequence. Attention works on slots, 64 for each tile, block after block: ``slot_rows_S``
     is the row in each slot and ``row_slots_T`` the slot of each row. A tile shorter than 64 repeats
-    its last row in ``spare_slots``; causal masks hide them, other masks use ``lengths_B``.
+    its last row; causal masks hide those slots, other masks use ``lengths_B``.
     ``first_N`` and ``last_N`` are the rows of each sequence's first and last token.
     """
 
@@ -72,7 +87,6 @@ class PackedBatch:
     blocks: tuple[AttentionBlock, ...]
     slot_rows_S: Tensor
     row_slots_T: Tensor
-    spare_slots: Tensor
     first_N: Tensor
     last_N: Tensor
     lengths: tuple[int, ...]
@@ -98,6 +112,11 @@ class PackedBatch:
     def device(self) -> torch.device:
         return self.token_ids_T.device
 
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """All rows but the fillers, in their order."""
+        return self._tiles.segments()
+
     def rows(self, n: int) -> Tensor:
         """Row index of every token of sequence ``n``, [L]."""
         rows = np.concatenate([self._tiles.rows(tile) for tile in self._tiles.chains[n]])
@@ -114,7 +133,6 @@ class PackedBatch:
             blocks=tuple(block.to(device) for block in self.blocks),
             slot_rows_S=self.slot_rows_S.to(device),
             row_slots_T=self.row_slots_T.to(device),
-            spare_slots=self.spare_slots.to(device),
             first_N=self.first_N.to(device),
             last_N=self.last_N.to(device),
             masks={},
@@ -143,6 +161,25 @@ class _Tiles:
     def rows(self, tile: int) -> IntArray:
         start = self.starts[tile]
         return np.arange(start, start + self.lengths[tile], dtype=np.int64)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Runs of tiles that follow one another, cut where another tile goes on from one."""
+        starts = {
+            tile for tile, parent in enumerate(self.parents) if parent != tile - 1 or not tile
+        }
+        starts |= {self.parents[tile] + 1 for tile in starts if self.parents[tile] >= 0}
+        segments: list[Segment] = []
+        last: dict[int, int] = {}  # last tile of a segment → the segment
+        bounds = [*sorted(starts - {len(self.parents)}), len(self.parents)]
+        for first, stop in itertools.pairwise(bounds):
+            before: tuple[int, ...] = ()
+            if (parent := self.parents[first]) >= 0:
+                index = last[parent]
+                before = (*segments[index].ancestors, index)
+            last[stop - 1] = len(segments)
+            length = sum(self.lengths[first:stop])
+            segments.append(Segment(length, TILE * self.depths[first], before))
+        return tuple(segments)
 
     def ends(self, members: IntArray) -> Tensor:
         """Tokens of a sequence up to the end of each tile."""
@@ -174,7 +211,7 @@ def pack(
     tiles = _build_tiles(sequences, share="prefix" if causal else "whole", enabled=share_prefix)
     blocks, order = _causal_blocks(tiles) if causal else _whole_blocks(tiles)
     slot_rows = tiles.slots()[order].reshape(-1)
-    row_slots, spare_slots = _slots_of_rows(tiles, order)
+    row_slots = _slots_of_rows(tiles, order)
     computed = len(tiles.tokens)
     filler = -computed % ROW_MULTIPLE
     positions = np.concatenate(
@@ -191,7 +228,6 @@ def pack(
         blocks=blocks,
         slot_rows_S=torch.from_numpy(slot_rows),
         row_slots_T=torch.from_numpy(np.pad(row_slots, (0, filler))),
-        spare_slots=torch.from_numpy(spare_slots),
         first_N=torch.tensor(first),
         last_N=torch.tensor(last),
         lengths=tuple(len(sequence) for sequence in sequences),
@@ -305,13 +341,10 @@ def _whole_blocks(tiles: _Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
     return tuple(blocks), np.concatenate(order)
 
 
-def _slots_of_rows(tiles: _Tiles, order: IntArray) -> tuple[IntArray, IntArray]:
-    """The slot of every row, and the slots that only repeat a row, for tiles in ``order``."""
+def _slots_of_rows(tiles: _Tiles, order: IntArray) -> IntArray:
+    """The slot of every row, for tiles in ``order``."""
     row_slots = np.empty(len(tiles.tokens), dtype=np.int64)
-    spare: list[IntArray] = []
     for place, tile in enumerate(order):
         start, length = tiles.starts[tile], tiles.lengths[tile]
         row_slots[start : start + length] = place * TILE + np.arange(length)
-        if length < TILE:
-            spare.append(place * TILE + np.arange(length, TILE))
-    return row_slots, np.concatenate([*spare, np.empty(0, dtype=np.int64)])
+    return row_slots

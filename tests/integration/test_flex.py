@@ -39,10 +39,11 @@ def inputs(packed: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 def by_blocks(packed: PackedBatch, window: int | None, softcap: float | None) -> Tensor:
     query, key, value = (x.view(1, len(x), -1, DIM).transpose(1, 2) for x in inputs(packed))
-    output, _ = packed_attention(
-        torch.nn.Identity(), query, key, value, None,
-        packed=packed, sliding_window=window, softcap=softcap,
-    )  # fmt: skip
+    with torch.no_grad():
+        output, _ = packed_attention(
+            torch.nn.Identity(), query, key, value, None,
+            packed=packed, sliding_window=window, softcap=softcap,
+        )  # fmt: skip
     return output.view(-1, HEADS * DIM)
 
 

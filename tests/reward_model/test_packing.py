@@ -1,9 +1,18 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_model.packing import ROW_MULTIPLE, TILE, count_computed_tokens, pack, shared_tokens
+from reward_model.packing import (
+    ROW_MULTIPLE,
+    TILE,
+    Segment,
+    count_computed_tokens,
+    pack,
+    shared_tokens,
+)
 
 TOKENS = st.integers(min_value=0, max_value=3)
 SEQUENCES = st.lists(st.lists(TOKENS, min_size=1, max_size=3 * TILE), min_size=1, max_size=6)
@@ -43,6 +52,40 @@ def test_every_query_slot_sees_its_own_sequence(sequences: list[list[int]], caus
         for place, row in enumerate(rows.tolist()):
             seen = place + 1 if causal else len(sequence)
             assert torch.equal(keys[row][:seen], rows[:seen])
+
+
+@given(SEQUENCES, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_segments_are_the_rows_and_their_chains_the_sequences(
+    sequences: list[list[int]], causal: bool
+) -> None:
+    packed = pack(sequences, causal=causal)
+    stops = list(itertools.accumulate(segment.length for segment in packed.segments))
+    assert stops[-1] == packed.computed_tokens
+    rows = [
+        list(range(stop - segment.length, stop))
+        for stop, segment in zip(stops, packed.segments, strict=True)
+    ]
+    chains = []
+    for own, segment in zip(rows, packed.segments, strict=True):
+        before = [row for ancestor in segment.ancestors for row in rows[ancestor]]
+        assert len(before) == segment.start
+        chains.append(before + own)
+    for n in range(len(sequences)):
+        last = int(packed.last_N[n])
+        [chain] = [chain for chain, own in zip(chains, rows, strict=True) if last in own]
+        assert chain[: chain.index(last) + 1] == packed.rows(n).tolist()
+
+
+def test_a_segment_ends_where_sequences_part() -> None:
+    prompt = list(range(2 * TILE))
+    packed = pack([[*prompt, 1, 1], [*prompt, 2], [9] * 70], causal=True)
+    assert packed.segments == (
+        Segment(2 * TILE, 0, ()),
+        Segment(2, 2 * TILE, (0,)),
+        Segment(1, 2 * TILE, (0,)),
+        Segment(70, 0, ()),
+    )
 
 
 @given(SEQUENCES, st.booleans())
