@@ -199,6 +199,9 @@ class RlooSettings(Settings):
     keep_checkpoints: int = Field(default=2, gt=0)
     restart: bool = Field(default=False, description="throw away what output_dir holds")
     max_batch_tokens: int = Field(default=16384, gt=0, description="of one forward of the learner")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the learner; bfloat16: autocast around float32 weights"
+    )
     device: str = Field(default="cpu", description="of one process; accelerate launch chooses")
     seed: int = 0
     tensorboard: bool = True

@@ -7,6 +7,7 @@ over the ranks, so that they are those of one process.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from trainer.rloo.samples import Group
 from trainer.rloo.step_statistics import StepStatistics, added_up
 from trainer.rloo.team import Team
 
+Precision = Literal["float32", "bfloat16"]
 Reference = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], TokenLogprobs]
 
 
@@ -34,6 +36,7 @@ class Learner:
         reference: frozen; both at the sampling temperature.
         total_steps: where the learning rate has decayed to 0.
         max_batch_tokens: prompt and response tokens of one forward; a group is never cut.
+        precision: bfloat16 is autocast around float32 weights; log-softmax stays float32.
         team: the ranks; all of them construct a learner from the same weights.
     """
 
@@ -46,6 +49,7 @@ class Learner:
         *,
         total_steps: int,
         max_batch_tokens: int,
+        precision: Precision = "float32",
         team: Team | None = None,
     ) -> None:
         self.policy = policy
@@ -56,6 +60,7 @@ class Learner:
         self.settings = optimizer
         self.total_steps = total_steps
         self.max_batch_tokens = max_batch_tokens
+        self.precision = precision
         self.team = team or Team(policy.device)
         self.trained = {
             name: parameter
@@ -177,7 +182,8 @@ class Learner:
         """What the policy computes for ``responses``, without a gradient."""
         if self.team.sharded:
             self.team.announce("logprobs", prompts, responses)
-        tokens: TokenLogprobs = self.policy(prompts, responses)
+        with self._autocast():
+            tokens: TokenLogprobs = self.policy(prompts, responses)
         return tokens
 
     @torch.no_grad()
@@ -252,14 +258,20 @@ class Learner:
         return nullcontext()
 
     def _logprobs(self, part: Part) -> tuple[TokenLogprobs, Tensor]:
-        with torch.no_grad():
-            reference = self.reference(part.prompts, part.responses)
-        return self.policy(part.prompts, part.responses), reference.logprobs_R
+        with self._autocast():
+            with torch.no_grad():
+                reference = self.reference(part.prompts, part.responses)
+            return self.policy(part.prompts, part.responses), reference.logprobs_R
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.team.device.type, torch.bfloat16, enabled=enabled)
 
     def _kl(self, group: Group) -> list[float]:
         prompts = [group.prompt.token_ids] * len(group.samples)
         responses = [sample.token_ids for sample in group.samples]
-        tokens, reference = self.policy(prompts, responses), self.reference(prompts, responses)
+        with self._autocast():
+            tokens, reference = self.policy(prompts, responses), self.reference(prompts, responses)
         kl_B = sequence_kl(tokens.logprobs_R, reference.logprobs_R, tokens.sample_R, len(responses))
         values: list[float] = kl_B.tolist()
         return values

@@ -91,7 +91,7 @@ class Policy(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
     def _read_chunk(self, hidden_RH: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
-        logits_RV = self.model.get_output_embeddings()(hidden_RH).float()
+        logits_RV: Tensor = self.model.get_output_embeddings()(hidden_RH).float()
         if cap := getattr(self.model.config, "final_logit_softcapping", None):
             logits_RV = cap * torch.tanh(logits_RV / cap)
         log_softmax_RV = torch.log_softmax(logits_RV / self.temperature, -1)

@@ -167,6 +167,7 @@ def open_learner(
         settings.optimizer,
         total_steps=total_steps,
         max_batch_tokens=settings.max_batch_tokens,
+        precision=settings.precision,
         team=team,
     )
     if checkpoints:

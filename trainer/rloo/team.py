@@ -5,6 +5,7 @@ weights that are divided) is a method of the learner: rank 0 announces its name 
 the others, which wait in :meth:`Team.follow`, run the same method beside it.
 """
 
+import os
 import signal
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -44,6 +45,8 @@ class Team:
         if not distributed.is_torchelastic_launched():
             return cls(device)
         sharding.check_launcher(lora=lora)
+        # Or transformers would load the weights on rank 0 alone, for accelerate to hand them round.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
         team = cls(accelerator.device)
         team.rank, team.size = accelerator.process_index, accelerator.num_processes

@@ -182,7 +182,8 @@ async def _probe(session: Session, generator: Generator) -> None:
     generation = session.settings.generation
     tolerance = generation.probe_tolerance
     if tolerance is None:
-        tolerance = FLOAT32_TOLERANCE if generation.dtype == "float32" else HALF_TOLERANCE
+        exact = generation.dtype == session.settings.precision == "float32"
+        tolerance = FLOAT32_TOLERANCE if exact else HALF_TOLERANCE
     prompt = long_prompt(
         [prompt.token_ids for prompt in session.prompts.prompts], generation.max_prompt_tokens
     )

@@ -113,6 +113,20 @@ def test_reference_stays_and_policy_moves_towards_what_is_rewarded():
         assert torch.equal(value, reference[name])
 
 
+def test_bfloat16_is_autocast_around_float32_weights():
+    def stepped(precision) -> tuple[Learner, dict[str, float]]:
+        learner = make_learner()
+        groups = random_groups(learner.policy)
+        learner.precision = precision
+        return learner, learner.step(groups, 5)
+
+    (exact, values), (rounded, rounded_values) = stepped("float32"), stepped("bfloat16")
+    assert all(one.dtype == torch.float32 for one in rounded.policy.parameters())
+    assert values["sampler_difference"] < 1e-5 < rounded_values["sampler_difference"] < 0.1
+    assert rounded_values["grad_norm"] == pytest.approx(values["grad_norm"], rel=0.1)
+    assert exact.trained.keys() == rounded.trained.keys()
+
+
 def test_learning_rate_warms_up_and_decays_to_zero():
     settings = Optimizer(warmup=0.2)
     factors = [learning_rate_factor(step, 10, settings) for step in range(11)]
