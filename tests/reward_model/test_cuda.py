@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from reward_model.bases import Bases
 from reward_model.model import RewardModel
 from reward_model.scoring import score_token_ids
 from reward_model.self_test import self_test
+from tests.adapters import tiny_adapter
 from tests.checkpoints import DECODERS, ENCODERS, tiny_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -48,3 +50,21 @@ def test_gradients_are_those_of_the_cpu(tmp_path: Path, architecture: str) -> No
         model(model.pack(sequences())).rewards_N.sum().backward()
         grads.append(model.classifier.get_input_embeddings().weight.grad.cpu())
     assert torch.allclose(*grads, rtol=1e-2, atol=1e-3 * float(grads[0].abs().max()))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("rank", [1, 8, 64])
+def test_an_adapters_score_does_not_depend_on_its_batch(
+    tmp_path: Path, dtype: str, rank: int
+) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "qwen2", "causal")
+    adapter = tiny_adapter(tmp_path / "adapter", base, r=rank)
+    bases = Bases()
+    model = RewardModel.load(adapter, dtype=dtype, device="cuda", bases=bases)
+    other = RewardModel.load(adapter, dtype=dtype, device="cuda", bases=bases)
+    assert self_test(model, rounds=4).differing == 0
+    pointers = [one.backbone.embed_tokens.weight.data_ptr() for one in (model, other)]
+    assert pointers[0] == pointers[1]
+    wanted = score_token_ids(RewardModel.load(adapter), sequences())
+    tolerance = 1e-3 if dtype == "float32" else 0.2
+    assert score_token_ids(model, sequences()) == pytest.approx(wanted, abs=tolerance)
