@@ -17,6 +17,7 @@ import pytest
 from reward_model.model import RewardModel
 from reward_model.scoring import score_token_ids
 from service.client import RewardClient
+from tests.adapters import tiny_adapter
 from tests.checkpoints import tiny_checkpoint
 
 pytestmark = [pytest.mark.integration, pytest.mark.smoke, pytest.mark.timeout(600)]
@@ -77,6 +78,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "bsr": tiny_checkpoint(directory / "bsr", "qwen2", "reward", seed=1),
         "bt": tiny_checkpoint(directory / "bt", "llama", "reward", seed=2),
     }
+    models["lora"] = tiny_adapter(directory / "lora", models["bsr"])
     url = f"http://127.0.0.1:{free_port()}"
     log = directory / "log"
     command = [sys.executable, "-m", "service", "--ray", "--port", url.rpartition(":")[2]]
@@ -131,7 +133,7 @@ def direct_scores(path: Path) -> list[list[float]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["bsr", "bt"])
+@pytest.mark.parametrize("name", ["bsr", "bt", "lora"])
 async def test_scores_equal_those_of_the_model_bit_for_bit(running: Running, name: str) -> None:
     async with RewardClient(running.url, model=name) as client:
         scores = await client.score_groups(PROMPTS, [RESPONSES] * len(PROMPTS))
@@ -140,7 +142,7 @@ async def test_scores_equal_those_of_the_model_bit_for_bit(running: Running, nam
 
 def test_models_stand_side_by_side(running: Running) -> None:
     listed = httpx.get(f"{running.url}/v1/models", timeout=30).json()["data"]
-    assert [model["id"] for model in listed] == ["bsr", "bt"]
+    assert [model["id"] for model in listed] == ["bsr", "bt", "lora"]
     versions = {model["id"]: model["version"] for model in listed}
     assert versions["bsr"] != versions["bt"]
     item = {"prompt": PROMPTS[0], "responses": RESPONSES}
@@ -155,11 +157,25 @@ def test_errors_are_those_of_the_embedded_service(running: Running) -> None:
         f"{running.url}/score", json={"model": "other", "items": [{"text": "a"}]}, timeout=30
     )
     assert unknown.status_code == 404
-    assert unknown.json()["error"]["details"]["models"] == ["bsr", "bt"]
+    assert unknown.json()["error"]["details"]["models"] == ["bsr", "bt", "lora"]
     late = {"items": [{"token_ids": [5] * 2000}] * 50, "timeout_ms": 1}
     answer = httpx.post(f"{running.url}/score", json=late, timeout=60)
     assert answer.status_code == 504
     assert answer.json()["error"]["type"] == "deadline_passed"
+
+
+def test_the_page_finds_the_queue_of_every_model(running: Running) -> None:
+    """What it sums is posted by the model replicas, every few seconds."""
+    page = httpx.get(running.url, timeout=30).text
+    assert 'series(text, "sumzero_queue_tokens")' in page
+    deadline = time.monotonic() + 60
+    missing = set(running.models)
+    while missing:
+        assert time.monotonic() < deadline, missing
+        lines = httpx.get(f"{running.url}/metrics", timeout=30).text.splitlines()
+        queues = [line for line in lines if line.startswith("sumzero_queue_tokens{")]
+        missing = {name for name in missing if not any(f'model="{name}"' in q for q in queues)}
+        time.sleep(0.5)
 
 
 async def test_a_running_forward_does_not_delay_health(running: Running) -> None:
