@@ -87,7 +87,6 @@ class Session:
 
     def close(self) -> None:
         self.metrics.close()
-        self.learner.team.dismiss()
 
 
 def open_session(settings: RlooSettings, team: Team | None = None) -> Session | None:

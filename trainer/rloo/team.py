@@ -7,7 +7,8 @@ the others, which wait in :meth:`Team.follow`, run the same method beside it.
 
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -78,10 +79,8 @@ class Team:
             signal.signal(number, signal.SIG_IGN)
         while True:
             message: list[Any] = [None]
-            try:
+            with self._noticing_loss():
                 distributed.broadcast_object_list(message, src=0, group=self._control)
-            except RuntimeError as error:
-                raise SumzeroError(f"rank {self.rank}: rank 0 has ended") from error
             name, arguments = message[0]
             if name == _END:
                 return
@@ -98,7 +97,15 @@ class Team:
     def wait(self) -> None:
         """Until every rank is here."""
         if self.size > 1:
-            distributed.barrier(group=self._control)
+            with self._noticing_loss():
+                distributed.barrier(group=self._control)
+
+    @contextmanager
+    def _noticing_loss(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise SumzeroError(f"rank {self.rank}: another rank has ended") from error
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This rank's part of ``items``."""

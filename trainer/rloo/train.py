@@ -32,27 +32,29 @@ def train(settings: RlooSettings) -> Path | None:
         KeyboardInterrupt: a signal ended the run early, after a checkpoint.
     """
     team = Team.join(settings.device, lora=settings.lora is not None)
-    try:
-        session = open_session(settings, team)
-        if session is None:
-            return None
-        return _lead(session)
-    finally:
-        team.leave()
+    session = open_session(settings, team)
+    path = None if session is None else _lead(session)
+    team.leave()
+    return path
 
 
 def _lead(session: Session) -> Path:
-    finished = False
+    """The run, on the rank that has the session.
+
+    The others are dismissed when all went well. After a failure they may be waiting for this rank
+    in the middle of a step; they notice when its process ends.
+    """
+    path = None
     try:
-        try:
-            finished = asyncio.run(_interruptible(session))
-        except BaseExceptionGroup as group:
-            raise first_cause(group) from group
-        if not finished:
-            raise KeyboardInterrupt
-        path = session.write_policy()
+        if asyncio.run(_interruptible(session)):
+            path = session.write_policy()
+        session.learner.team.dismiss()
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from group
     finally:
         session.close()
+    if path is None:
+        raise KeyboardInterrupt
     write_report(session.run_dir)
     return path
 
