@@ -66,6 +66,7 @@ bench: install ## the benchmarks, one JSON object each
 	$(BIN)/python -m benchmarks.reward_training
 	$(BIN)/python -m benchmarks.rloo_learner
 	$(BIN)/python -m benchmarks.rloo_overlap
+	$(BIN)/python -m benchmarks.rloo
 
 openapi: install ## write openapi.yaml from the app
 	$(BIN)/python -m service.openapi
