@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the images with a real engine, brings the stack up, scores over HTTP, takes it down.
+# Builds the images with a real engine, brings the stack up, scores over HTTP, runs RLOO against it
+# with a restart of the scorer in its middle, looks at users, logs and images, and takes it down.
 #     bash docker/verify.sh            the service; the RLOO profile too if the vLLM image is there
 #     bash docker/verify.sh --rloo     builds the vLLM and trainer images as well
 # Ends with 1 when a check failed, and with 0 and the word SKIPPED where there is no engine.
@@ -80,15 +81,16 @@ print("scores", scores, answer["model_version"][:18])' || fail "no scores"
 }
 
 check_service() {
-  local before after id
+  local before after id started=$SECONDS
   wait_healthy score 240
-  say "healthy; scoring"
+  say "healthy $((SECONDS - started)) s after it was started; scoring"
   before=$(post_score -H "Authorization: Bearer $key") || fail "no answer"
   check_scores <<<"$before"
   [[ $(post_score -o /dev/null -w '%{http_code}') == 401 ]] || fail "scored without a key"
   id=$(container score)
   [[ $(docker exec "$id" id -u) != 0 ]] || fail "the service runs as root"
   docker exec "$id" sh -c 'touch /opt/sumzero/x' 2>/dev/null && fail "the root file system is writable"
+  check_metrics "$id"
   say "killing the service inside its container: the restart policy brings it back"
   docker exec "$id" python -c '
 import os, signal
@@ -110,14 +112,56 @@ assert before["results"] == after["results"] and before["model_version"] == afte
 PY
 }
 
+check_metrics() {  # check_metrics CONTAINER: on a port that only containers reach
+  docker exec "$1" python -c '
+import urllib.request
+text = urllib.request.urlopen("http://127.0.0.1:9100/metrics", timeout=5).read().decode()
+assert "sumzero_ready 1.0" in text and "sumzero_items_total" in text, text' || fail "no metrics on 9100"
+  local code
+  code=$(curl -s -o /dev/null -w '%{http_code}' "http://127.0.0.1:$PORT/metrics" -H "Authorization: Bearer $key")
+  [[ $code == 404 ]] || fail "/metrics is on the port of /score too: $code"
+}
+
+steps() {  # how many the RLOO run has written down
+  docker cp "$1:/runs/rloo/metrics.jsonl" - 2>/dev/null | tar -xO 2>/dev/null | grep -oE '"step": *[0-9]+' | sort -u | wc -l || true
+}
+
 check_rloo() {
   say "running RLOO against vLLM and the service"
   "${compose[@]}" --profile rloo up -d
-  local id code
+  local id code done_before=0 score
   id=$("${compose[@]}" --profile rloo ps -q rloo)
+  score=$(container score)
+  for _ in $(seq 600); do
+    done_before=$(steps "$id")
+    [[ ${done_before:-0} -ge 3 ]] && break
+    [[ $(docker inspect -f '{{.State.Running}}' "$id") == true ]] || fail "the RLOO run ended early"
+    sleep 1
+  done
+  [[ ${done_before:-0} -ge 3 ]] || fail "the RLOO run made no three steps in 10 minutes"
+  [[ $(docker inspect -f '{{.State.Running}}' "$id") == true ]] || fail "RLOO ended before the restart"
+  say "restarting the scorer after $done_before steps of the run"
+  docker restart -t 5 "$score" >/dev/null
+  [[ $(docker inspect -f '{{.State.Running}}' "$id") == true ]] || fail "RLOO did not outlive the restart"
+  wait_healthy score 240
   code=$(timeout 900 docker wait "$id") || fail "the RLOO run did not end within 15 minutes"
   [[ $code == 0 ]] || fail "the RLOO run ended with exit code $code"
-  say "RLOO ended by itself"
+  [[ $(steps "$id") -gt $done_before ]] || fail "no step after the restart of the scorer"
+  for name in vllm score; do
+    [[ $(docker exec "$(container "$name")" id -u) != 0 ]] || fail "$name runs as root"
+  done
+  [[ $(docker inspect -f '{{.Config.User}}' "$id") == sumzero ]] || fail "rloo runs as root"
+  say "RLOO ended by itself after $(steps "$id") steps"
+}
+
+check_images() {
+  local image
+  for image in "sumzero:${TAG:-cpu}" "sumzero-trainer:${TAG:-cpu}" "sumzero-vllm:${TAG:-cpu}"; do
+    docker image inspect "$image" >/dev/null 2>&1 || continue
+    if docker image inspect "$image" | grep -qF "$key"; then fail "an API key in $image"; fi
+    if docker history --no-trunc "$image" | grep -qF "$key"; then fail "an API key in $image"; fi
+    say "$image: $(docker image inspect -f '{{.Size}}' "$image" | awk '{printf "%.1f GB", $1 / 1e9}'), $(bash docker/contents.sh "$image" | wc -l) packages"
+  done
 }
 
 check_logs() {
@@ -158,5 +202,6 @@ else
   say "the RLOO profile is not run: its images are not built (docker/verify.sh --rloo builds them)"
 fi
 check_logs
+check_images
 check_stop
 say "verified"
