@@ -16,14 +16,16 @@ say() { printf '%s verify: %s\n' "$(date +%H:%M:%S)" "$*"; }
 fail() { say "FAILED: $*" >&2; exit 1; }
 
 start_engine() {
-  local engine=../shared/docker/local-engine.sh answered=
+  local engine=../shared/docker/local-engine.sh answered= base
+  base=${PYTHON_IMAGE:-$(sed -n 's/^ARG PYTHON_IMAGE=//p' docker/Dockerfile)}
   if docker info >/dev/null 2>&1; then
     answered=yes
-    docker image inspect python:3.11-slim >/dev/null 2>&1 && return
-    docker pull -q python:3.11-slim >/dev/null 2>&1 && return
+    docker image inspect "$base" >/dev/null 2>&1 && return
+    docker pull -q "$base" >/dev/null 2>&1 && return
   fi
   if [[ -f $engine && $(id -u) == 0 ]] && bash "$engine"; then
     [[ $answered ]] || started_engine=yes
+    export PYTHON_IMAGE=python:3.11-slim # the base that it makes
   else
     say "SKIPPED: no Docker engine with a base image answers, and none can be started here"
     exit 0

@@ -43,6 +43,19 @@ def test_every_image_ends_without_root_and_builds_without_buildkit(path: Path) -
             assert "\nUSER sumzero\n" in stage
 
 
+def test_one_pinned_base_is_under_every_image() -> None:
+    (base,) = {
+        found
+        for path in DOCKERFILES
+        for found in re.findall(r"^ARG PYTHON_IMAGE=(.*)$", path.read_text(), re.MULTILINE)
+    }
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", base)
+    built = [service for service in SERVICES.values() if "build" in service]
+    assert built
+    for service in built:
+        assert service["build"]["args"]["PYTHON_IMAGE"] == f"${{PYTHON_IMAGE:-{base}}}"
+
+
 def test_settings_given_by_environment_exist() -> None:
     environment = SERVICES["score"]["environment"] | SERVICES["score-gpu"]["environment"]
     for name in environment:
