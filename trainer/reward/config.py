@@ -156,6 +156,9 @@ class RunSettings(Section):
     probe_pairs: int = Field(
         default=128, gt=0, description="train pairs measured at each validation, from step 0 on"
     )
+    keep_rewards: bool = Field(
+        default=False, description="write the rewards of every validation set, rewards/step-N.json"
+    )
     tensorboard: bool = True
     wandb: str | None = Field(
         default=None, description="Weights & Biases project to log to; pip install wandb"

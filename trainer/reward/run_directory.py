@@ -10,9 +10,9 @@ from reward_model.errors import UsageError
 from trainer.reward.config import RewardSettings
 
 SETTINGS, REPORT, MODEL = "settings.json", "report.json", "model"
-BEST, ADAPTER = "best", "adapter"
+BEST, ADAPTER, REWARDS = "best", "adapter", "rewards"
 _WRITTEN = (SETTINGS, REPORT, "metrics.jsonl", "report.html")
-_WRITTEN_DIRECTORIES = (MODEL, BEST, ADAPTER, "checkpoints", "tensorboard")
+_WRITTEN_DIRECTORIES = (MODEL, BEST, ADAPTER, REWARDS, "checkpoints", "tensorboard")
 
 _FREE_TO_CHANGE = ("output_dir", "restart", "run", "compute", "seeds")
 """Settings that may differ when a run goes on: none of them changes what is computed."""

@@ -3,11 +3,12 @@
     pairs → tokens → PackedBatch → the forward of serving → rewards → loss → step → metrics
 
 Written to ``output_dir``: ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``,
-and at the end ``model/``, ``report.html`` and ``report.json``; ``best/`` and ``adapter/`` if asked
-for. A run that was killed goes on from its last checkpoint when the same command is given again, to
+and at the end ``model/``, ``report.html`` and ``report.json``; ``best/``, ``adapter/`` and
+``rewards/`` if asked for. A run that was killed goes on from its last checkpoint when the same command is given again, to
 the same weights.
 """
 
+import json
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as ProgressBar
 
+from reward_model import atomic
 from reward_model.contract import Contract, RewardStats
 from reward_model.errors import UsageError
 from reward_model.model import RewardModel
@@ -37,7 +39,7 @@ from trainer.reward.examples import Example, batch_order, learning_rate
 from trainer.reward.learner import Learner, StepResult, TokenCount, head_norm
 from trainer.reward.page import write_page
 from trainer.reward.report import headline, run_report, write_report
-from trainer.reward.run_directory import ADAPTER, BEST, MODEL, open_run
+from trainer.reward.run_directory import ADAPTER, BEST, MODEL, REWARDS, open_run
 from trainer.reward.tracker import Tracker
 from trainer.reward.validation import (
     Measurement,
@@ -170,6 +172,10 @@ class Run:
         }
         self._log(values)
         step = self.progress.step
+        if self.settings.run.keep_rewards and self.learner.main:
+            rewards = {name: one.rewards_N.tolist() for name, one in self.measured.items()}
+            path = self.settings.output_dir / REWARDS / f"step-{step}.json"
+            atomic.write_text(path, json.dumps(rewards))
         best = self.progress.best.after(step, values, self.settings.run)
         if best.step == step and best.value is not None:
             self.learner.save_model(

@@ -1,0 +1,112 @@
+"""A whole study in small: two replicates of two arms, stopped and gone on with."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reward_model.errors import UsageError
+from tests.checkpoints import tiny_checkpoint
+from trainer.study.config import StudySettings
+from trainer.study.page import write_page
+from trainer.study.results import analyse, read_rewards, write_results
+from trainer.study.runs import cells_directory, run_all, run_directory
+
+WORDS = ["bread", "flour", "water", "salt", "yeast", "river", "Paris", "dough", "rest", "add"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 prompts, 12 models of six lineages; gold grows with the model's number."""
+    out = tmp_path_factory.mktemp("source")
+    rng = random.Random(0)
+    models = [f"model-{number}" for number in range(12)]
+    prompts = []
+    for number in range(24):
+        responses = [
+            {
+                "model": model,
+                "output": " ".join(rng.choices(WORDS, k=6 + place)) + f" {number} {place}",
+                "gold": place + rng.random(),
+            }
+            for place, model in enumerate(models)
+        ]
+        text = f"How do I bake {number} of bread?"
+        prompts.append({"prompt_id": f"p{number}", "instruction": text, "responses": responses})
+    with gzip.open(out / "prompts.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in prompts)
+    ids = [row["prompt_id"] for row in prompts]
+    splits = {
+        "train_models": models[:9], "valid_models": models[9:], "strong_ood_models": [],
+        "excluded_models": [], "train_prompts": ids[:18], "valid_prompts": ids[18:],
+        "valid_prompts_benchmark_overlap": [],
+    }  # fmt: skip
+    (out / "splits.json").write_text(json.dumps(splits))
+    lineages = {model: {"lineage": "abcdef"[place % 6]} for place, model in enumerate(models)}
+    (out / "models.json").write_text(json.dumps(lineages))
+    return out
+
+
+@pytest.fixture(scope="module")
+def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> StudySettings:
+    """Stopped after the first replicate, and gone on with."""
+    out = tmp_path_factory.mktemp("study")
+    values: dict[str, Any] = {
+        "source": source,
+        "backbone": str(tiny_checkpoint(out / "backbone", "bert", task="backbone")),
+        "output_dir": out / "study",
+        "arms": {
+            "bt": {"name": "bt"},
+            "bsr": {"name": "bt_bsr", "lambda": 1.0, "scope": "micro", "scale": "reference"},
+        },
+        "design": {
+            "replicates": 2, "prompt_folds": 2, "lineage_folds": [["a", "b"]],
+            "dev_lineages": ["c"], "dev_prompts": 4, "train_pairs": 16, "pairs_per_prompt": 4,
+            "cell_prompts": 4, "cell_responses": 4, "max_length": 128,
+        },
+        "training": {"lr": 1e-3, "batch_pairs": 8, "epochs": 2, "measurements": 2,
+                     "micro_batch_pairs": 4},
+        "draws": 100,
+    }  # fmt: skip
+    settings = StudySettings.model_validate(values)
+    going = run_all(settings)
+    assert next(going) == 0
+    going.close()
+    with pytest.raises(UsageError, match="1 replicates are finished"):
+        analyse(settings)
+    assert list(run_all(settings)) == [0, 1]
+    return settings
+
+
+def test_results_have_every_step_and_one_primary_endpoint(settings: StudySettings) -> None:
+    results = analyse(settings)
+    write_results(settings, results)
+    write_page(settings, results)
+    assert (settings.output_dir / "report.html").is_file()
+    written = json.loads((settings.output_dir / "results.json").read_text())
+    assert sorted(written["trajectories"]["bt"]["mutual_ood"]) == ["0", "2", "4"]
+    primary = [one for one in results.comparisons if one.holm is None]
+    assert [(one.arm, one.cell) for one in primary] == [("bsr", "mutual_ood")]
+
+
+def test_arms_of_a_replicate_start_alike_and_part(settings: StudySettings) -> None:
+    bt, bsr = (read_rewards(run_directory(settings, arm, 0)) for arm in ("bt", "bsr"))
+    assert sorted(bt) == sorted(bsr) == [0, 2, 4]
+    assert bt[0] == bsr[0]
+    assert bt[4] != bsr[4]
+
+
+def test_cells_hold_what_was_held_out(settings: StudySettings) -> None:
+    cells = cells_directory(settings, 0)
+    trained: set[str] = set()
+    for line in (cells / "train.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        trained |= {row["chosen"], row["rejected"]}
+    for name, lineages in (("mutual_ood", {"a", "b"}), ("dev_mutual", {"c"})):
+        rows = [json.loads(line) for line in (cells / f"{name}.jsonl").read_text().splitlines()]
+        responses = [one for row in rows for one in row["responses"]]
+        assert {one["lineage"] for one in responses} <= lineages
+        assert not trained & {one["text"] for one in responses}

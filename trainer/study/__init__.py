@@ -1,0 +1,1 @@
+"""Studies that anyone can repeat: does a loss make a reward model more robust?"""

@@ -1,0 +1,42 @@
+"""``python -m trainer.study --config FILE``: losses compared over seeds, prompts and lineages.
+
+Everything is in ``output_dir``: ``cells/`` (what was trained on and measured), ``runs/`` (a run
+directory of ``trainer.reward`` per arm and replicate), ``results.json`` and ``report.html``, both
+written anew whenever a replicate is complete. The same command goes on where it was stopped.
+"""
+
+import sys
+
+from reward_model.command import run
+from trainer.study.config import StudySettings
+
+
+def _command(settings: StudySettings) -> None:
+    # Imported here so that --help and a wrong key answer at once.
+    from transformers.utils import logging
+
+    from trainer.study.page import write_page
+    from trainer.study.results import analyse, write_results
+    from trainer.study.runs import run_all
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    complete = 0
+    if not settings.analyse_only:
+        for _ in run_all(settings):
+            complete += 1
+            if complete > 1:
+                write_results(settings, found := analyse(settings))
+                write_page(settings, found)
+        return
+    write_results(settings, found := analyse(settings))
+    write_page(settings, found)
+    print(f"{settings.output_dir}: {len(found.replicates)} replicates")
+
+
+def main() -> int:
+    return run(StudySettings, _command, prog="python -m trainer.study")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

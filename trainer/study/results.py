@@ -1,0 +1,138 @@
+"""From the runs of a study to its tables: trajectories, and every arm against the baseline."""
+
+import dataclasses
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reward_model import atomic
+from reward_model.errors import UsageError
+from trainer.evaluation.intervals import Estimate
+from trainer.reward.run_directory import REPORT, REWARDS
+from trainer.study.cells import MEASURED
+from trainer.study.comparison import Difference, crossed_bootstrap, holm, paired
+from trainer.study.config import StudySettings
+from trainer.study.measures import CellPrompt, Values, per_prompt, read_cell, values
+from trainer.study.runs import cells_directory, run_directory
+
+PRIMARY_CELL = "mutual_ood"
+RESULTS = "results.json"
+
+Rewards = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the baseline in one cell, τ at the last step. ``holm``: corrected over all
+    secondary comparisons; None for the primary one."""
+
+    arm: str
+    cell: str
+    difference: Difference
+    crossed: Estimate
+    holm: float | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """``trajectories[arm][cell][step]`` has the values of every replicate in turn."""
+
+    replicates: list[int]
+    trajectories: dict[str, dict[str, dict[int, list[Values]]]]
+    comparisons: list[Comparison]
+
+
+def analyse(settings: StudySettings) -> Results:
+    """Read every replicate of which all arms are finished.
+
+    Raises:
+        UsageError: fewer than two are.
+    """
+    numbers = [n for n in range(settings.design.replicates) if _is_complete(settings, n)]
+    if len(numbers) < 2:
+        raise UsageError(f"{settings.output_dir}: {len(numbers)} replicates are finished, 2 needed")
+    cells = {
+        name: [read_cell(cells_directory(settings, n) / f"{name}.jsonl") for n in numbers]
+        for name in MEASURED
+    }
+    trajectories: dict[str, dict[str, dict[int, list[Values]]]] = {}
+    last: dict[tuple[str, str], list[Rewards]] = defaultdict(list)
+    for arm in settings.arms:
+        table: dict[str, dict[int, list[Values]]] = {name: defaultdict(list) for name in MEASURED}
+        for place, number in enumerate(numbers):
+            steps = read_rewards(run_directory(settings, arm, number))
+            for step, name in ((step, name) for step in sorted(steps) for name in MEASURED):
+                cell = cells[name][place]
+                rewards = per_prompt(cell, steps[step][f"validation/{name}"])
+                table[name][step].append(values(cell, rewards, settings.design.min_gold_gap))
+                if step == max(steps):
+                    last[arm, name].append(rewards)
+        trajectories[arm] = {name: dict(found) for name, found in table.items()}
+    return Results(numbers, trajectories, _compare(settings, cells, trajectories, last))
+
+
+def read_rewards(run: Path) -> dict[int, dict[str, list[float]]]:
+    """Step → set → rewards, of one run."""
+    found = {}
+    for path in (run / REWARDS).glob("step-*.json"):
+        if match := re.fullmatch(r"step-(\d+)\.json", path.name):
+            found[int(match[1])] = json.loads(path.read_text())
+    return found
+
+
+def write_results(settings: StudySettings, results: Results) -> None:
+    """``results.json``."""
+    content = {
+        "replicates": results.replicates,
+        "comparisons": [dataclasses.asdict(one) for one in results.comparisons],
+        "trajectories": {
+            arm: {
+                cell: {
+                    str(step): [dataclasses.asdict(v) for v in found] for step, found in s.items()
+                }
+                for cell, s in cells.items()
+            }
+            for arm, cells in results.trajectories.items()
+        },
+    }
+    atomic.write_text(settings.output_dir / RESULTS, json.dumps(content, indent=1) + "\n")
+
+
+def _is_complete(settings: StudySettings, number: int) -> bool:
+    return all((run_directory(settings, arm, number) / REPORT).is_file() for arm in settings.arms)
+
+
+def _compare(
+    settings: StudySettings,
+    cells: dict[str, list[list[CellPrompt]]],
+    trajectories: dict[str, dict[str, dict[int, list[Values]]]],
+    last: dict[tuple[str, str], list[Rewards]],
+) -> list[Comparison]:
+    found = []
+    for arm in settings.arms:
+        if arm == settings.baseline:
+            continue
+        for name in MEASURED:
+            ours, theirs = (_final(trajectories[one][name]) for one in (arm, settings.baseline))
+            difference = paired([a.tau - b.tau for a, b in zip(ours, theirs, strict=True)])
+            crossed = crossed_bootstrap(
+                cells[name],
+                (last[arm, name], last[settings.baseline, name]),
+                draws=settings.draws,
+                seed=settings.design.seed,
+            )
+            found.append(Comparison(arm, name, difference, crossed, None))
+    secondary = [one for one in found if not _is_primary(settings, one)]
+    corrected = holm({f"{one.arm}/{one.cell}": one.difference.p for one in secondary})
+    return [dataclasses.replace(one, holm=corrected.get(f"{one.arm}/{one.cell}")) for one in found]
+
+
+def _is_primary(settings: StudySettings, one: Comparison) -> bool:
+    return one.arm == settings.primary and one.cell == PRIMARY_CELL
+
+
+def _final(steps: dict[int, list[Values]]) -> Sequence[Values]:
+    return steps[max(steps)]
