@@ -4,8 +4,8 @@
 
 Written to ``output_dir``: ``settings.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``,
 and at the end ``model/``, ``report.html`` and ``report.json``; ``best/``, ``adapter/`` and
-``rewards/`` if asked for. A run that was killed goes on from its last checkpoint when the same command is given again, to
-the same weights.
+``rewards/`` if asked for. A run that was killed goes on from its last checkpoint when the same
+command is given again, to the same weights.
 """
 
 import json
