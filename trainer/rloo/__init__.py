@@ -3,8 +3,10 @@
 settings   config.py
 data       prompts.py, samples.py, ledger.py
 pure maths advantage.py, loss.py, ragged.py
-stages     generation.py (interface), vllm_client.py, vllm_server.py, embedded.py; reward.py
+generation generation.py (interface), vllm_client.py, vllm_server.py, embedded.py
+rewards    reward.py, get_reward.py (OpenRLHF's dialect)
 flow       rollout.py (prompt -> samples -> rewards -> buffer), learner.py, train.py
-weights    policy.py, weight_sync.py, checkpoint.py
-insight    evaluation.py, insight.py, report.py
+ranks      team.py: rank 0 leads a run of several processes
+weights    policy.py, lora.py, weight_sync.py, weight_transfer.py, checkpoint.py
+insight    evaluation.py, insight.py, run_metrics.py, progress.py, report.py
 """

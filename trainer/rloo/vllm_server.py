@@ -12,11 +12,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from reward_model.errors import SumzeroError, UsageError
 
 STOP_SECONDS = 20.0
 KILL_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
+_OF_A_LAUNCHER = (
+    "RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "ACCELERATE_",
+    "FSDP_",
+)  # fmt: skip
+"""What ``accelerate launch`` tells the learner's ranks: the server has ranks of its own."""
 
 
 class VllmServer:
@@ -110,19 +117,20 @@ class VllmServer:
             # Log-probabilities of the distribution that is sampled from, and no narrowing of it.
             "--logprobs-mode=processed_logprobs",
             "--generation-config=vllm",
-            "--enforce-eager",
+            *([] if torch.cuda.is_available() else ["--enforce-eager"]),
             *self._arguments,
         ]
 
     def _environment(self) -> dict[str, str]:
-        # Even in eager mode vLLM compiles some functions, for which the CPU needs g++.
-        defaults = {
-            "HF_HUB_OFFLINE": "1",
-            "TORCHDYNAMO_DISABLE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-        }
+        defaults = {"HF_HUB_OFFLINE": "1"}
+        if not torch.cuda.is_available():
+            # Even in eager mode vLLM compiles some functions, for which the CPU needs g++.
+            defaults |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
         fixed = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        return defaults | dict(os.environ) | fixed | self._more_environment
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCHER)
+        }
+        return defaults | inherited | fixed | self._more_environment
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None

@@ -106,7 +106,8 @@ async def test_a_restarted_server_gets_the_snapshot(tmp_path):
     assert double.calls.count("update_weights") == 2
 
 
-def test_an_owned_server_is_started_for_it(tmp_path):
+def test_an_owned_server_is_started_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")  # the learner's, under accelerate launch
     server = VllmServer(
         Path(sys.executable), tmp_path, tmp_path / "log", dtype="bfloat16", transfer="ipc",
         devices="1",
@@ -115,6 +116,7 @@ def test_an_owned_server_is_started_for_it(tmp_path):
     environment = server._environment()
     assert environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "LOCAL_RANK" not in environment
 
 
 def test_it_needs_a_gpu_and_vllm():
