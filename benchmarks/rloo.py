@@ -10,8 +10,8 @@ loop, from nothing to the last step's weights in the generator: our overlap pays
 TRL's arm gets the micro-batch that was fastest in a first round. We run two stages at once, so each
 gets half of the threads that TRL's one stage gets.
 
-Without ``--policy`` the model is random, its end-of-turn token made as likely as it takes for
-responses to have a mean length of ``--length`` tokens, as ragged as a coin gives them.
+Without ``--policy`` the model is random, its end-of-turn token made likely enough for responses to
+end by chance somewhere between one token and the limit; ``mean_length`` says where.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PROMPT_WORDS, SIGMA = 60, 0.7
 
 
 def scratch_policy(directory: Path, rng: random.Random, length: int) -> Path:
-    """A random decoder of 8M parameters that ends a response after ``length`` tokens on average."""
+    """A random decoder of 8M parameters that ends a response after some ``length`` tokens."""
     tokenizer = train_tokenizer((sentence(rng, 200) for _ in range(400)), 8192)
     shape = FromScratch(hidden_size=256, intermediate_size=704, layers=6, heads=4, kv_heads=2,
                         max_positions=2048)  # fmt: skip
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--prompts_per_step", type=int, default=4)
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--max_new_tokens", type=int, default=96)
-    parser.add_argument("--length", type=int, default=48, help="mean, of the random policy")
+    parser.add_argument("--length", type=int, default=48, help="of the random policy, roughly")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
