@@ -1,6 +1,7 @@
 """Fixtures and the conditions under which marked tests are skipped, loudly."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ _REQUIREMENTS = {
     "shared": (SHARED.is_dir, f"no {SHARED.name} folder beside the project"),
     "docker": (lambda: shutil.which("docker") is not None, "no docker command"),
 }
+
+
+def pytest_configure() -> None:
+    """Let the processes that tests start hear SIGINT: a shell's background jobs ignore it, and
+    what they start inherits that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
