@@ -13,7 +13,7 @@ def main() -> int:
 def _serve(settings: ServiceSettings) -> None:
     # Imported here: the help text and a wrong flag should not wait for torch.
     if settings.ray:
-        from service.deployment import serve_on_ray
+        from service.ray_process import serve_on_ray
 
         serve_on_ray(settings)
     else:

@@ -14,7 +14,6 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from reward_model.model import RewardModel
-from service.deployment import EncodingChanged, RayScorer, encoding_version
 from service.errors import (
     DeadlinePassed,
     InternalError,
@@ -22,6 +21,7 @@ from service.errors import (
     UnknownModel,
     VersionChanged,
 )
+from service.ray_scorer import EncodingChanged, RayScorer, encoding_version
 from service.scorer import Scored, ServedModel
 from tests.checkpoints import tiny_checkpoint
 
