@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from reward_model.packing import TILE, AttentionBlock, PackedBatch
+from reward_model.packing import AttentionBlock, PackedBatch
+from reward_model.tiles import TILE
 
 KERNEL: dict[str, Any] = {"BLOCK_M": TILE, "BLOCK_N": TILE}
 """One tile shape for every call: left to itself the kernel chooses by the shapes it sees."""

@@ -9,23 +9,20 @@ Shape suffixes: N sequences, T packed rows, S slots, B runs of one block, A tile
 tokens of one sequence.
 """
 
-import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-TILE = 64
+from reward_model.tiles import TILE, IntArray, Segment, Tiles, build_tiles
+
 ROW_MULTIPLE = 64
 """Packed rows are filled up to a multiple of this: matrix-product kernels change with the row count
 when it is small, and element-wise kernels treat the end of a thread's share differently."""
-
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,19 +55,6 @@ class AttentionBlock:
         return replace(self, chains_BA=chains_BA, lengths_B=self.lengths_B.to(device))
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A run of packed rows that no sequence leaves or enters in between.
-
-    Its first row stands at position ``start``, after the rows of ``ancestors``: numbers of
-    segments, whose lengths add up to ``start``.
-    """
-
-    length: int
-    start: int
-    ancestors: tuple[int, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
     """What one forward pass computes.
@@ -92,7 +76,7 @@ class PackedBatch:
     lengths: tuple[int, ...]
     computed_tokens: int
     causal: bool
-    _tiles: "_Tiles"
+    _tiles: Tiles
     masks: dict[Hashable, Any] = field(default_factory=dict)
     """Attention masks of the blocks, made at the first layer that needs them."""
 
@@ -139,59 +123,6 @@ class PackedBatch:
         )
 
 
-class _Tiles:
-    """The trie under construction: one entry per distinct tile."""
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        self.lengths: list[int] = []
-        self.depths: list[int] = []
-        self.parents: list[int] = []
-        self.tokens: list[int] = []
-        self.chains: list[tuple[int, ...]] = []
-
-    def add(self, tokens: Sequence[int], parent: int, depth: int) -> int:
-        self.starts.append(len(self.tokens))
-        self.lengths.append(len(tokens))
-        self.depths.append(depth)
-        self.parents.append(parent)
-        self.tokens.extend(tokens)
-        return len(self.starts) - 1
-
-    def rows(self, tile: int) -> IntArray:
-        start = self.starts[tile]
-        return np.arange(start, start + self.lengths[tile], dtype=np.int64)
-
-    def segments(self) -> tuple[Segment, ...]:
-        """Runs of tiles that follow one another, cut where another tile goes on from one."""
-        starts = {
-            tile for tile, parent in enumerate(self.parents) if parent != tile - 1 or not tile
-        }
-        starts |= {self.parents[tile] + 1 for tile in starts if self.parents[tile] >= 0}
-        segments: list[Segment] = []
-        last: dict[int, int] = {}  # last tile of a segment → the segment
-        bounds = [*sorted(starts - {len(self.parents)}), len(self.parents)]
-        for first, stop in itertools.pairwise(bounds):
-            before: tuple[int, ...] = ()
-            if (parent := self.parents[first]) >= 0:
-                index = last[parent]
-                before = (*segments[index].ancestors, index)
-            last[stop - 1] = len(segments)
-            length = sum(self.lengths[first:stop])
-            segments.append(Segment(length, TILE * self.depths[first], before))
-        return tuple(segments)
-
-    def ends(self, members: IntArray) -> Tensor:
-        """Tokens of a sequence up to the end of each tile."""
-        return torch.tensor([TILE * self.depths[tile] + self.lengths[tile] for tile in members])
-
-    def slots(self) -> IntArray:
-        """Rows of every tile's 64 slots; slots past its end repeat its last row. [tiles, 64]"""
-        starts = np.asarray(self.starts, dtype=np.int64)[:, None]
-        lengths = np.asarray(self.lengths, dtype=np.int64)[:, None]
-        return starts + np.minimum(np.arange(TILE, dtype=np.int64)[None, :], lengths - 1)
-
-
 def pack(
     sequences: Sequence[Sequence[int]], *, causal: bool, share_prefix: bool = True
 ) -> PackedBatch:
@@ -208,7 +139,7 @@ def pack(
     """
     if not sequences or any(len(sequence) == 0 for sequence in sequences):
         raise ValueError("pack needs at least one sequence, and no empty one")
-    tiles = _build_tiles(sequences, share="prefix" if causal else "whole", enabled=share_prefix)
+    tiles = build_tiles(sequences, share="prefix" if causal else "whole", enabled=share_prefix)
     blocks, order = _causal_blocks(tiles) if causal else _whole_blocks(tiles)
     slot_rows = tiles.slots()[order].reshape(-1)
     row_slots = _slots_of_rows(tiles, order)
@@ -264,30 +195,7 @@ def _tile_ends(length: int, step: int) -> list[int]:
     return [min(start + step, length) for start in range(0, length, step)]
 
 
-def _build_tiles(sequences: Sequence[Sequence[int]], *, share: str, enabled: bool) -> _Tiles:
-    tiles = _Tiles()
-    children: dict[tuple[int, tuple[int, ...]], int] = {}
-    whole: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for sequence in sequences:
-        tokens = tuple(sequence)
-        if enabled and share == "whole" and tokens in whole:
-            tiles.chains.append(whole[tokens])
-            continue
-        parent, chain = -1, []
-        for depth, start in enumerate(range(0, len(tokens), TILE)):
-            piece = tokens[start : start + TILE]
-            key = (parent, piece)
-            tile = children.get(key) if enabled and share == "prefix" else None
-            if tile is None:
-                tile = children[key] = tiles.add(piece, parent, depth)
-            chain.append(tile)
-            parent = tile
-        whole[tokens] = tuple(chain)
-        tiles.chains.append(tuple(chain))
-    return tiles
-
-
-def _causal_blocks(tiles: _Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
+def _causal_blocks(tiles: Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
     """One block per depth: a tile's 64 queries against all keys up to its end."""
     depths = np.asarray(tiles.depths)
     parents = np.asarray(tiles.parents, dtype=np.int64)
@@ -316,7 +224,7 @@ def _causal_blocks(tiles: _Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]
     return tuple(blocks), order
 
 
-def _whole_blocks(tiles: _Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
+def _whole_blocks(tiles: Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
     """One block per number of tiles: whole sequences, queries and keys alike."""
     by_size: dict[int, list[tuple[int, ...]]] = {}
     for chain in dict.fromkeys(tiles.chains):
@@ -341,7 +249,7 @@ def _whole_blocks(tiles: _Tiles) -> tuple[tuple[AttentionBlock, ...], IntArray]:
     return tuple(blocks), np.concatenate(order)
 
 
-def _slots_of_rows(tiles: _Tiles, order: IntArray) -> IntArray:
+def _slots_of_rows(tiles: Tiles, order: IntArray) -> IntArray:
     """The slot of every row, for tiles in ``order``."""
     row_slots = np.empty(len(tiles.tokens), dtype=np.int64)
     for place, tile in enumerate(order):

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reward_model.packing import PackedBatch, Segment
+from reward_model.packing import PackedBatch
+from reward_model.tiles import Segment
 
 CHUNK = 256
 """About as many queries per masked call: CPU kernels are as fast as with more."""

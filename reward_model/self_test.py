@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from reward_model.model import RewardModel
-from reward_model.packing import TILE
 from reward_model.scoring import score_token_ids
+from reward_model.tiles import TILE
 
 _LENGTHS = (1, 7, TILE - 1, TILE, TILE + 1, 2 * TILE + 17, 3 * TILE)
 

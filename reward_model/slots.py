@@ -5,7 +5,8 @@ Only scoring works on slots, so none of this has a gradient to think of.
 
 from torch import Tensor
 
-from reward_model.packing import TILE, PackedBatch
+from reward_model.packing import PackedBatch
+from reward_model.tiles import TILE
 
 
 def rows_to_slots(x_TD: Tensor, packed: PackedBatch) -> Tensor:

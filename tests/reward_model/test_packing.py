@@ -7,12 +7,11 @@ from hypothesis import strategies as st
 
 from reward_model.packing import (
     ROW_MULTIPLE,
-    TILE,
-    Segment,
     count_computed_tokens,
     pack,
     shared_tokens,
 )
+from reward_model.tiles import TILE, Segment
 
 TOKENS = st.integers(min_value=0, max_value=3)
 SEQUENCES = st.lists(st.lists(TOKENS, min_size=1, max_size=3 * TILE), min_size=1, max_size=6)

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from reward_model.model import RewardModel
-from reward_model.packing import TILE
 from reward_model.segments import CHUNK
+from reward_model.tiles import TILE
 from tests.checkpoints import DECODERS, ENCODERS, tiny_checkpoint
 
 
