@@ -87,16 +87,44 @@ def test_ddp(config: Path, one: Path) -> None:
     assert_same_run(one, train(config, config.parent / "ddp", launcher("ddp_cpu.yaml")))
 
 
-def test_fsdp2_and_its_resumption(config: Path, one: Path) -> None:
-    run_dir = train(config, config.parent / "fsdp2", launcher("fsdp2_cpu.yaml"))
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="DeepSpeed compiles an operation: it needs a C++ compiler"
+)
+divided = pytest.mark.parametrize(
+    "name", ["fsdp2_cpu.yaml", pytest.param("zero3_cpu.yaml", marks=needs_compiler)]
+)
+
+
+@divided
+def test_a_divided_model_and_its_resumption(config: Path, one: Path, name: str) -> None:
+    run_dir = train(config, config.parent / name, launcher(name))
     assert_same_run(one, run_dir)
     whole = weights(run_dir)
     # As if killed after step 4: everything later goes, and the same command goes on.
     (run_dir / "report.json").unlink()
     shutil.rmtree(run_dir / "model")
     shutil.rmtree(run_dir / "checkpoints" / f"step-{STEPS:08d}")
-    train(config, run_dir, launcher("fsdp2_cpu.yaml"))
+    train(config, run_dir, launcher(name))
     assert all(tensor.equal(whole[name]) for name, tensor in weights(run_dir).items())
+
+
+@pytest.fixture(scope="module")
+def adapted(config: Path) -> tuple[Path, Path]:
+    """The settings and the run directory of adapters on one process."""
+    settings = yaml.safe_load(config.read_text()) | {"lora": {"rank": 4, "alpha": 8}}
+    changed = config.with_name("adapters.yaml")
+    changed.write_text(yaml.safe_dump(settings))
+    return changed, train(changed, config.parent / "adapters", [])
+
+
+@divided
+def test_adapters_on_a_divided_model(adapted: tuple[Path, Path], name: str) -> None:
+    config, one = adapted
+    two = train(config, config.parent / f"adapters-{name}", launcher(name))
+    assert_same_run(one, two)
+    found = load_file(two / "adapter/adapter_model.safetensors")
+    for key, tensor in load_file(one / "adapter/adapter_model.safetensors").items():
+        torch.testing.assert_close(tensor, found[key], rtol=0, atol=2e-4)
 
 
 def test_compiled_layers_compute_the_same(config: Path, one: Path) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from reward_model import atomic
 from reward_model.errors import UsageError
 from trainer.reward.best import Best
-from trainer.reward.sharding import divided_like, whole
 
 MODEL, TRAINED = "model", "trained.safetensors"
 OPTIMISER, STATE = "optimiser.safetensors", "state.json"
@@ -79,31 +78,10 @@ def read_progress(checkpoint: Path, data_fingerprint: str) -> Progress:
     return Progress(**stored | {"best": Best(**stored.get("best", {}))})
 
 
-def optimiser_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as ``<parameter>/<moment>``: tensors. All ranks ask together."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = whole(torch.as_tensor(value)).contiguous().cpu()
+def read_optimiser(checkpoint: Path) -> dict[str, Tensor]:
+    """The optimiser's state as ``<parameter>/<moment>``: tensors."""
+    tensors: dict[str, Tensor] = load_file(checkpoint / OPTIMISER)
     return tensors
-
-
-def restore_optimiser(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Put the stored state back.
-
-    Raises:
-        UsageError: it belongs to other parameters.
-    """
-    parameters = dict(model.named_parameters())
-    stored = load_file(checkpoint / OPTIMISER)
-    for name, value in stored.items():
-        parameter_name, key = name.rsplit("/", 1)
-        if parameter_name not in parameters:
-            raise UsageError(f"{checkpoint / OPTIMISER}: {parameter_name} is not in the model")
-        parameter = parameters[parameter_name]
-        # The fused AdamW keeps its step counter, a float32 scalar, where the parameter is.
-        on = value.to(parameter.device) if key == "step" else divided_like(value, parameter)
-        optimiser.state[parameter][key] = on
 
 
 def restore_trained(checkpoint: Path, model: nn.Module) -> None:

@@ -3,10 +3,8 @@
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,11 +14,14 @@ from torch import Tensor
 from reward_model.contract import Contract
 from reward_model.errors import SumzeroError
 from reward_model.model import RewardModel, RewardOutput
-from trainer.reward import acceleration, checkpoint, lora, sharding
+from trainer.reward import acceleration, checkpoint, lora, sharding, zero
 from trainer.reward.config import RewardSettings
 from trainer.reward.examples import Example, cut_by_cost, rank_share
+from trainer.reward.native import Native
 from trainer.reward.objective import MicroBatch, Outcome, accumulate_gradients
+from trainer.reward.parallel import Parallel
 from trainer.reward.ranks import largest_over_ranks, sum_over_ranks
+from trainer.reward.zero import Zero3
 
 
 @dataclass(slots=True)
@@ -60,7 +61,9 @@ class Learner:
         self.settings = settings
         self.use_margin = use_margin
         self.count = TokenCount()
-        sharding.check_launcher(lora=settings.lora is not None)
+        sharding.check_launcher()
+        if zero.is_asked_for():
+            zero.check_launcher()
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         if model.head.bias is not None:
             model.head.bias.requires_grad_(False)
@@ -71,21 +74,16 @@ class Learner:
                 checkpoint.restore_trained(resumed, model)
         acceleration.apply(model, settings.compute)
         self.model = model.train().to(self.accelerator.device)
-        self.sharded = sharding.is_asked_for()
-        if self.sharded:
-            sharding.shard(self.model)
-        self.wrapped = self.model if self.sharded else self.accelerator.prepare(self.model)
-        options = settings.optimiser
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            trained,
-            lr=options.lr,
-            betas=(options.beta1, options.beta2),
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
+        self.parallel = self._share()
         if resumed is not None:
-            checkpoint.restore_optimiser(resumed, model, self.optimiser)
+            self.parallel.restore_optimiser(checkpoint.read_optimiser(resumed))
+
+    def _share(self) -> Parallel:
+        autocast = self.settings.compute.precision == "bfloat16"
+        options = self.settings.optimiser
+        if zero.is_asked_for():
+            return Zero3(self.model, options, autocast=autocast)
+        return Native(self.model, options, self.accelerator, autocast=autocast)
 
     @property
     def main(self) -> bool:
@@ -101,33 +99,23 @@ class Learner:
         outcome = accumulate_gradients(
             self._micro_batches(batch),
             self._forward,
-            self.accelerator.backward,
+            self.parallel.backward,
             self.settings.loss,
             self.accelerator.device,
-            self._unsynchronised,
+            self.parallel.accumulating,
         )
-        norm = sharding.whole(
-            torch.nn.utils.clip_grad_norm_(
-                self.wrapped.parameters(), self.settings.optimiser.max_grad_norm
-            )
-        )
-        if not math.isfinite(outcome.loss) or not math.isfinite(float(norm)):
+        norm = self.parallel.step(lr) if math.isfinite(outcome.loss) else math.nan
+        if not math.isfinite(norm):
             raise SumzeroError(
-                f"loss {outcome.loss:g} and gradient norm {float(norm):g} are not both finite: "
+                f"loss {outcome.loss:g} and gradient norm {norm:g} are not both finite: "
                 "lower optimiser.lr, or train in float32"
             )
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        return StepResult(outcome, float(norm))
+        return StepResult(outcome, norm)
 
     @torch.no_grad()
     def measure(self, sequences: Sequence[Sequence[int]]) -> RewardOutput:
         """Rewards and hidden states as training computes them, without gradients."""
-        with self._autocast():
-            output: RewardOutput = self.wrapped(self.model.pack(sequences))
-        return output
+        return self.parallel.forward(self.model.pack(sequences))
 
     def take_count(self) -> TokenCount:
         """Tokens over all ranks since this was last asked."""
@@ -148,14 +136,15 @@ class Learner:
         keep: int,
     ) -> None:
         """Write a checkpoint to go on from. All ranks have to call it together."""
-        weights = self._gathered_weights()
-        optimiser_state = checkpoint.optimiser_tensors(self.model, self.optimiser)
+        trained = None if self.adapters is None else lora.trained_tensors(self.model)
+        weights = self._whole_weights() if trained is None else None
+        optimiser_state = self.parallel.optimiser_tensors()
 
         def write_weights(directory: Path) -> None:
-            if self.adapters is None:
+            if trained is None:
                 self.model.save(directory / checkpoint.MODEL, contract, weights=weights)
             else:
-                save_file(lora.trained_tensors(self.model), directory / checkpoint.TRAINED)
+                save_file(trained, directory / checkpoint.TRAINED)
 
         if self.main:
             checkpoint.save(
@@ -170,25 +159,26 @@ class Learner:
 
     def save_model(self, directory: Path, contract: Contract) -> Contract:
         """Write a model that can be served, adapters merged. All ranks have to call it together."""
-        weights = self._gathered_weights()
+        weights = self._whole_weights()
         if self.adapters is not None:
-            weights = lora.merged_weights(self.model)
+            weights = lora.merged_weights(self.model, weights)
         if self.main:
             contract = self.model.save(directory, contract, weights=weights)
         self.accelerator.wait_for_everyone()
         return contract
 
     def save_adapter(self, directory: Path, contract: Contract) -> None:
-        """Write the adapters as PEFT does, if there are any."""
-        if self.adapters is not None and self.main:
-            lora.save_adapter(self.model, self.adapters, directory, contract)
+        """Write the adapters as PEFT does, if any. All ranks have to call it together."""
+        if self.adapters is None:
+            return
+        trained = lora.trained_tensors(self.model)
+        if self.main:
+            lora.save_adapter(self.model, trained, self.adapters, directory, contract)
 
-    def _gathered_weights(self) -> dict[str, Tensor] | None:
-        """All of the classifier's weights where they are divided over ranks, else None."""
-        if not self.sharded:
-            return None
-        state = self.model.classifier.state_dict()
-        return {name: sharding.whole(tensor).cpu() for name, tensor in state.items()}
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """The classifier's state, gathered where it is divided over ranks."""
+        state = self.model.classifier.state_dict(keep_vars=True)
+        return {name: sharding.whole(tensor).detach().cpu() for name, tensor in state.items()}
 
     def _micro_batches(self, batch: Sequence[Example]) -> list[MicroBatch]:
         """This rank's share in pieces, padded with idle ones to as many as any rank has."""
@@ -217,22 +207,9 @@ class Learner:
         if torch.is_grad_enabled() and not micro.idle:
             self.count.tokens += packed.num_tokens
             self.count.computed += packed.computed_tokens
-        with self._autocast():
-            output: RewardOutput = self.wrapped(packed)
-        return output
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        enabled = self.settings.compute.precision == "bfloat16"
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
-
-    def _unsynchronised(self) -> AbstractContextManager[Any]:
-        if self.sharded:
-            return sharding.gradients_kept_local(self.model)
-        context: AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped)
-        return context
+        return self.parallel.forward(packed)
 
 
 def head_norm(model: RewardModel) -> float:
     """‖W_p‖."""
-    weight: Tensor = sharding.whole(model.head.weight.detach())
-    return float(weight.float().norm())
+    return float(sharding.whole(model.head.weight).detach().float().norm())

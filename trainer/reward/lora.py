@@ -4,6 +4,7 @@ The adapter layers stand inside the classifier itself, whose forward, head and n
 what is trained are they and the whole head.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from reward_model.contract import Contract
 from reward_model.errors import UsageError
 from reward_model.model import RewardModel
 from trainer.reward.config import LoraSettings
+from trainer.reward.sharding import whole
 
 WEIGHTS = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
@@ -60,22 +62,29 @@ def _linear_layers(model: RewardModel) -> list[str]:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that are trained, by name."""
+    """The parameters that are trained, whole, by name. All ranks have to ask together."""
     return {
-        name: parameter.detach().contiguous().cpu()
+        name: whole(parameter).detach().contiguous().cpu()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
 
 
-def save_adapter(model: RewardModel, config: Any, directory: Path, contract: Contract) -> None:
+def save_adapter(
+    model: RewardModel,
+    trained: Mapping[str, Tensor],
+    config: Any,
+    directory: Path,
+    contract: Contract,
+) -> None:
     """Write the adapter and the head as PEFT does: ``AutoPeftModel…from_pretrained`` opens it.
 
-    The contract stands beside them, so that the service reads what training read.
+    The contract stands beside them, so that the service reads what training read. ``trained``:
+    see :func:`trained_tensors`.
     """
     tensors = {
         _PEFT_PREFIX + name.removeprefix("classifier.").replace(".default.", "."): tensor
-        for name, tensor in trained_tensors(model).items()
+        for name, tensor in trained.items()
     }
     with atomic.directory(directory) as temporary:
         config.save_pretrained(temporary)
@@ -85,18 +94,21 @@ def save_adapter(model: RewardModel, config: Any, directory: Path, contract: Con
 
 
 @torch.no_grad()
-def merged_weights(model: RewardModel) -> dict[str, Tensor]:
-    """The classifier's weights with the adapters added in, under their plain names; a copy."""
+def merged_weights(model: RewardModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The classifier's weights with the adapters added in, under their plain names; a copy.
+
+    ``weights``: the classifier's state as it stands, whole.
+    """
     from peft.tuners.lora.layer import LoraLayer
 
-    weights = {
+    merged = {
         name.replace(".base_layer.", "."): tensor
-        for name, tensor in model.classifier.state_dict().items()
+        for name, tensor in weights.items()
         if ".lora_" not in name
     }
     for name, module in model.classifier.named_modules():
         if isinstance(module, LoraLayer):
-            base = weights[f"{name}.weight"]
-            added: Tensor = module.get_delta_weight("default")
-            weights[f"{name}.weight"] = base + added.to(base)
-    return weights
+            down, up = (weights[f"{name}.lora_{side}.default.weight"] for side in "AB")
+            base = merged[f"{name}.weight"]
+            merged[f"{name}.weight"] = base + (up @ down * module.scaling["default"]).to(base)
+    return merged

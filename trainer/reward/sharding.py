@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reward_model.errors import UsageError
 from reward_model.model import RewardModel
+from trainer.reward import zero
 from trainer.reward.ranks import world_size
 
 
@@ -23,25 +24,18 @@ def is_asked_for() -> bool:
     return _is_set("ACCELERATE_USE_FSDP") and world_size() > 1
 
 
-def check_launcher(*, lora: bool) -> None:
-    """Refuse what ``accelerate launch`` can be told and this trainer does not do.
+def check_launcher() -> None:
+    """Refuse what ``accelerate launch`` can be told of FSDP and this trainer does not do.
 
     Raises:
-        UsageError: DeepSpeed, FSDP1, offloading, or adapters under FSDP.
+        UsageError: FSDP1 or offloading.
     """
-    if _is_set("ACCELERATE_USE_DEEPSPEED"):
-        raise UsageError(
-            "accelerate: DeepSpeed is not supported; FSDP2 divides the same things: use "
-            "deploy/accelerate/fsdp2.yaml"
-        )
     if not _is_set("ACCELERATE_USE_FSDP"):
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UsageError("accelerate: only FSDP2 is supported: set fsdp_version to 2")
     if _is_set("FSDP_OFFLOAD_PARAMS"):
         raise UsageError("accelerate: fsdp_offload_params is not supported: set it to false")
-    if lora:
-        raise UsageError("lora: not supported under FSDP2; adapters are small: use ddp.yaml")
 
 
 def _is_set(name: str) -> bool:
@@ -70,6 +64,8 @@ def gradients_kept_local(model: nn.Module) -> Iterator[None]:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be divided; all ranks have to ask together."""
+    if zero.is_divided(tensor):
+        return zero.gathered(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
-from reward_model.errors import SumzeroError
-from trainer.reward import sharding
+from reward_model.errors import SumzeroError, UsageError
+from trainer.reward import sharding, zero
 
 T = TypeVar("T")
 _END = "end"
@@ -45,7 +45,14 @@ class Team:
         """
         if not distributed.is_torchelastic_launched():
             return cls(device)
-        sharding.check_launcher(lora=lora)
+        sharding.check_launcher()
+        if zero.is_asked_for():
+            raise UsageError(
+                "accelerate: DeepSpeed is not supported here; FSDP2 divides the same things: use "
+                "deploy/accelerate/fsdp2.yaml"
+            )
+        if lora and sharding.is_asked_for():
+            raise UsageError("lora: not supported under FSDP2; adapters are small: use ddp.yaml")
         # Or transformers would load the weights on rank 0 alone, for accelerate to hand them round.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         accelerator = Accelerator(cpu=not torch.cuda.is_available())

@@ -1,6 +1,7 @@
 """LoRA, activation checkpointing, the best model, early stop, several seeds, the model card."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from reward_model.scoring import score_token_ids
 from tests.checkpoints import tiny_checkpoint
 from trainer.data.rows import write_rows
 from trainer.metrics import read_metrics
-from trainer.reward import lora, sharding
+from trainer.reward import lora, sharding, zero
 from trainer.reward.best import Best
 from trainer.reward.config import LoraSettings, RewardSettings, RunSettings
 from trainer.reward.sweep import sweep
@@ -244,13 +245,11 @@ def test_liger_needs_cuda(backbone: Path, pairs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "part"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "only FSDP2"),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
             "fsdp_offload_params",
         ),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "lora: not supported under FSDP2"),
     ],
 )
 def test_what_the_launcher_asks_in_vain(
@@ -259,4 +258,29 @@ def test_what_the_launcher_asks_in_vain(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=part):
-        sharding.check_launcher(lora=True)
+        sharding.check_launcher()
+
+
+@pytest.mark.parametrize(
+    ("environment", "part"),
+    [
+        ({"ZERO_STAGE": "2"}, "zero_stage 2"),
+        ({"CONFIG_FILE": "zero.json"}, "deepspeed_config_file"),
+        ({"ZERO_STAGE": "3", "OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer_device"),
+        ({"ZERO_STAGE": "3", "OFFLOAD_PARAM_DEVICE": "nvme"}, "offload_param_device"),
+    ],
+)
+def test_what_the_launcher_asks_of_deepspeed_in_vain(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], part: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{name}", value)
+    with pytest.raises(UsageError, match=part):
+        zero.check_launcher()
+
+
+def test_without_deepspeed_zero3_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UsageError, match="pip install deepspeed"):
+        zero.check_launcher()
