@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from reward_model.errors import SumzeroError
 from tests.checkpoints import tiny_checkpoint, tiny_tokenizer
@@ -63,20 +65,24 @@ def server(directory: Path) -> Iterator[VllmServer]:
 
 
 @asynccontextmanager
-async def connected(server: VllmServer) -> AsyncIterator[VllmGenerator]:
-    connection = VllmConnection(
-        server.url,
-        SAMPLING,
-        tiny_tokenizer(),
-        process=server,
-        request_timeout=120,
-        restart_timeout=500,
-        max_in_flight=16,
-        weights_dir=None,
-    )
-    generator = VllmGenerator([connection])
+async def connected(*servers: VllmServer) -> AsyncIterator[VllmGenerator]:
+    connections = [
+        VllmConnection(
+            server.url,
+            SAMPLING,
+            tiny_tokenizer(),
+            process=server,
+            request_timeout=120,
+            restart_timeout=500,
+            max_in_flight=16,
+            weights_dir=None,
+        )
+        for server in servers
+    ]
+    generator = VllmGenerator(connections)
     try:
-        await connection.open()
+        for connection in connections:
+            await connection.open()
         yield generator
     finally:
         await generator.aclose()
@@ -160,6 +166,54 @@ def test_a_killed_server_comes_back_with_the_current_weights(
             return await logprob_difference(generator, policy, LONG_PROMPT)
 
     assert asyncio.run(kill_and_compare()) <= 1e-3
+
+
+def test_two_servers_share_the_prompts_and_both_get_every_version(
+    server: VllmServer, directory: Path
+) -> None:
+    store = WeightStore(directory / "weights")
+    start, tokenizer = disturbed(directory, 7)
+    second = VllmServer(
+        VLLM_PYTHON,
+        store.write(start.model, tokenizer, 7),
+        directory / "second.log",
+        dtype="float32",
+        arguments=["--max-model-len=1024"],
+    )
+    policy, tokenizer = disturbed(directory, 8)
+    path = store.write(policy.model, tokenizer, 8)
+
+    async def check() -> None:
+        await second.start()
+        try:
+            async with connected(server, second) as generator:
+                await generator.publish(path, 8)
+                before = [await answered(one.url) for one in (server, second)]
+                prompts = [LONG_PROMPT[: 5 + n] for n in range(8)]
+                groups = await asyncio.gather(*(generator.generate(p, 4, seed=0) for p in prompts))
+                assert {one.version for group in groups for one in group} == {8}
+                after = [await answered(one.url) for one in (server, second)]
+                assert sum(after) - sum(before) == 8 * 4
+                assert all(late > early for early, late in zip(before, after, strict=True))
+            for one in (server, second):
+                async with connected(one) as generator:
+                    assert await logprob_difference(generator, policy, LONG_PROMPT) <= 1e-3
+        finally:
+            await second.stop()
+
+    asyncio.run(check())
+
+
+async def answered(url: str) -> float:
+    """Responses that a vLLM server has finished."""
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"{url}/metrics")).text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "vllm:request_success_total"
+    )
 
 
 def test_a_server_with_raw_logprobs_is_refused(directory: Path) -> None:

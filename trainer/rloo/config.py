@@ -179,6 +179,13 @@ class HeldOut(Section):
     every: int = Field(default=0, ge=0, description="steps; 0: before and after the run only")
 
 
+class SampleTables(Section):
+    """Tables of samples trained on, ``samples/step-N.jsonl``: to read what the policy says."""
+
+    every: int = Field(default=10, ge=0, description="steps, and the first one; 0: none")
+    prompts: int = Field(default=8, gt=0, description="of a step, with all their samples")
+
+
 class RlooSettings(Settings):
     """Prompts and a reward URL in, a policy out."""
 
@@ -195,6 +202,7 @@ class RlooSettings(Settings):
     epochs: int = Field(default=5, gt=0)
     max_steps: int | None = Field(default=None, gt=0)
     staleness: int = Field(default=1, ge=0, description="policy versions; 0: synchronous")
+    samples: SampleTables = SampleTables()
     checkpoint_steps: int = Field(default=50, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
     restart: bool = Field(default=False, description="throw away what output_dir holds")

@@ -4,18 +4,17 @@ Standard errors are over prompts: the samples of one prompt are not independent.
 """
 
 import asyncio
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reward_model.atomic import write_text
 from trainer.rloo.generation import Generator, sampling_seed
 from trainer.rloo.insight import measured_means
 from trainer.rloo.learner import Learner
 from trainer.rloo.reward import Rewards
+from trainer.rloo.sample_table import read_table
 from trainer.rloo.samples import Group, Prompt
 
 
@@ -91,30 +90,10 @@ def gain(before: dict[int, float], after: dict[int, float]) -> MeanAndError:
     )
 
 
-def write_heldout(path: Path, groups: Sequence[Group]) -> None:
-    """Every held-out sample with its scores, one JSON object per prompt."""
-    lines = []
-    for group in groups:
-        samples = [
-            {
-                "text": sample.text,
-                "tokens": len(sample.token_ids),
-                "ended": sample.ended,
-                "reward": group.rewards[n],
-                **{f"raw/{name}": scores[n] for name, scores in group.measured.items()},
-            }
-            for n, sample in enumerate(group.samples)
-        ]
-        prompt = {"index": group.prompt.index, "messages": list(group.prompt.messages)}
-        lines.append(json.dumps({"prompt": prompt, "samples": samples}, ensure_ascii=False) + "\n")
-    write_text(path, "".join(lines))
-
-
 def read_prompt_means(path: Path, name: str = "reward") -> dict[int, float]:
-    """What :func:`prompt_means` gave for the groups written to ``path``."""
+    """What :func:`prompt_means` gave for the groups whose table is ``path``."""
     means = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    for row in read_table(path):
         known = [s[name] for s in row["samples"] if s.get(name) is not None]
         if known:
             means[row["prompt"]["index"]] = statistics.fmean(known)

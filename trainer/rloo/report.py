@@ -1,6 +1,5 @@
 """The report of an RLOO run: what the policy gained on held-out prompts, and how it got there."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ from trainer.metrics import read_metrics
 from trainer.report import Cell, Report, curves
 from trainer.rloo.evaluation import gain, mean_over_prompts, read_prompt_means
 from trainer.rloo.ledger import read_ledger
-from trainer.rloo.run_directory import REPORT
+from trainer.rloo.run_directory import REPORT, SAMPLES
+from trainer.rloo.sample_table import last_message, read_table
 
 PLOTS = (
     (("reward",), "reward", "Mean shaped reward of the training samples."),
@@ -26,7 +26,7 @@ PLOTS = (
     (("idle/generate", "idle/score", "idle/learn"), "share of time", "Idle time of each stage."),
 )
 
-SHOWN_PROMPTS = 4
+SHOWN_PROMPTS, SHOWN_TRAINED = 4, 2
 
 
 def write_report(run_dir: Path) -> None:
@@ -41,6 +41,7 @@ def write_report(run_dir: Path) -> None:
         series = {name: _curve(steps, name) for name in names}
         if any(x for x, _ in series.values()):
             report.figure(curves(series, "step", unit), caption)
+    _trained_samples(report, run_dir)
     _skipped(report, run_dir)
     report.write(run_dir / REPORT)
 
@@ -92,14 +93,31 @@ def _heldout(report: Report, run_dir: Path, lines: list[dict[str, Any]]) -> None
 def _samples(report: Report, run_dir: Path) -> None:
     """The first answers to a few held-out prompts, before and after."""
     files = heldout_files(run_dir)
-    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
-    for before, after in list(zip(rows[0], rows[-1], strict=True))[:SHOWN_PROMPTS]:
-        report.sample(f"{before['prompt']['messages'][-1]['content']}")
+    first, last = read_table(files[0]), read_table(files[-1])
+    for before, after in list(zip(first, last, strict=True))[:SHOWN_PROMPTS]:
+        report.sample(last_message(before))
         table: list[list[Cell]] = [
             [when, row["samples"][0]["text"], row["samples"][0]["reward"]]
             for when, row in (("before", before), ("after", after))
         ]
         report.table(["", "answer", "reward"], table)
+
+
+def _trained_samples(report: Report, run_dir: Path) -> None:
+    """What a few prompts of the first and of the last table of training samples got."""
+    files = sorted((run_dir / SAMPLES).glob("step-*.jsonl"), key=lambda path: int(path.stem[5:]))
+    if not files:
+        return
+    report.heading("Training samples")
+    for path in dict.fromkeys((files[0], files[-1])):
+        for row in read_table(path)[:SHOWN_TRAINED]:
+            report.sample(last_message(row))
+            names = ["text", "tokens", "ended", "version", "reward"]
+            table: list[list[Cell]] = [
+                [one[name] if name != "ended" else str(one[name]) for name in names]
+                for one in row["samples"]
+            ]
+            report.table(names, table, f"Step {path.stem[5:]}.")
 
 
 def _skipped(report: Report, run_dir: Path) -> None:

@@ -11,10 +11,11 @@ from trainer.rloo.config import RlooSettings
 
 SETTINGS, REPORT = "settings.json", "report.html"
 POLICY, ADAPTER, WEIGHTS = "policy", "adapter", "weights"
+SAMPLES = "samples"
 _KEYS_FREE_TO_CHANGE = frozenset(
     {
         "output_dir", "restart", "tensorboard", "wandb", "device", "max_batch_tokens",
-        "checkpoint_steps",
+        "checkpoint_steps", "samples",
         "keep_checkpoints", "generation", "reward.url", "reward.sources", "reward.gold_url",
         "reward.api_key", "reward.timeout", "reward.attempts",
     }
@@ -49,7 +50,7 @@ def _clear(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
     for file in (*path.glob("heldout-*.jsonl"), *path.glob("report-*.png")):
         file.unlink()
-    for name in (POLICY, ADAPTER, WEIGHTS, "checkpoints", "tensorboard"):
+    for name in (POLICY, ADAPTER, WEIGHTS, SAMPLES, "checkpoints", "tensorboard"):
         shutil.rmtree(path / name, ignore_errors=True)
 
 

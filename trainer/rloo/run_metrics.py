@@ -1,11 +1,14 @@
 """What a run logs, and where to: ``metrics.jsonl``, TensorBoard, and Weights & Biases if asked."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from reward_model.errors import UsageError
 from trainer.metrics import MetricsWriter
 from trainer.rloo.config import RlooSettings
+from trainer.rloo.sample_table import flat, row
+from trainer.rloo.samples import Group
 
 
 class RunMetrics:
@@ -21,6 +24,15 @@ class RunMetrics:
         self._writer.log(step, values)
         if self._wandb is not None:
             self._wandb.log({"step": step, **values})
+
+    def log_samples(self, step: int, groups: Sequence[Group]) -> None:
+        """A table of samples, for W&B; the run directory has its own."""
+        if self._wandb is None:
+            return
+        import wandb
+
+        columns, lines = flat([row(group) for group in groups])
+        self._wandb.log({"step": step, "samples": wandb.Table(columns=columns, data=lines)})
 
     def close(self) -> None:
         self._writer.close()

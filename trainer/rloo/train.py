@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.rloo.backends import open_generator
 from trainer.rloo.checkpoint import save_checkpoint
 from trainer.rloo.config import RlooSettings
-from trainer.rloo.evaluation import HeldOutEvaluation, describe, write_heldout
+from trainer.rloo.evaluation import HeldOutEvaluation, describe
 from trainer.rloo.failures import first_cause
 from trainer.rloo.generation import Generator
 from trainer.rloo.insight import BusyClock, describe_groups
@@ -17,6 +18,9 @@ from trainer.rloo.progress import StepProgress
 from trainer.rloo.report import write_report
 from trainer.rloo.reward import Rewards
 from trainer.rloo.rollout import Rollouts
+from trainer.rloo.run_directory import SAMPLES
+from trainer.rloo.sample_table import write_table
+from trainer.rloo.samples import Group
 from trainer.rloo.session import Session, open_session
 from trainer.rloo.team import Team
 
@@ -136,7 +140,17 @@ async def learn(
             values |= _flow(rollouts, learning, values["response_tokens"], started)
             session.metrics.log(session.step, values)
             progress.show(session.step, values)
+            _keep_samples(session, groups)
             await _now_and_then(session, generator, rewards)
+
+
+def _keep_samples(session: Session, groups: Sequence[Group]) -> None:
+    """A table of some of the samples that this step trained on, where it is due."""
+    table = session.settings.samples
+    if table.every and (session.step == 1 or session.step % table.every == 0):
+        shown = groups[: table.prompts]
+        write_table(session.run_dir / SAMPLES / f"step-{session.step}.jsonl", shown)
+        session.metrics.log_samples(session.step, shown)
 
 
 async def _publish(session: Session, generator: Generator, rollouts: Rollouts) -> None:
@@ -176,7 +190,7 @@ async def _evaluate(session: Session, generator: Generator, rewards: Rewards) ->
     )
     groups = await evaluation.run(generator, rewards)
     session.metrics.log(session.step, await asyncio.to_thread(describe, groups, session.learner))
-    write_heldout(session.run_dir / f"heldout-{session.step}.jsonl", groups)
+    write_table(session.run_dir / f"heldout-{session.step}.jsonl", groups)
 
 
 async def _probe(session: Session, generator: Generator) -> None:

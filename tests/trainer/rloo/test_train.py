@@ -1,5 +1,6 @@
 """Whole runs with the embedded generator: they end, improve, checkpoint and resume."""
 
+import html
 import json
 import shutil
 from collections import Counter
@@ -16,6 +17,7 @@ from trainer.rloo.checkpoint import list_checkpoints
 from trainer.rloo.config import RlooSettings
 from trainer.rloo.ledger import read_ledger
 from trainer.rloo.report import heldout_gain
+from trainer.rloo.sample_table import read_table
 from trainer.rloo.train import train
 
 calls = 0
@@ -81,7 +83,8 @@ def trained_positions(output: Path) -> Counter:
 
 def test_a_run_ends_and_trains_every_prompt_of_every_epoch_once(world, tmp_path):
     heldout = {"prompts": world / "held.jsonl", "samples_per_prompt": 16, "every": 2}
-    policy = train(settings(world, tmp_path, staleness=1, heldout=heldout))
+    samples = {"every": 2, "prompts": 3}
+    policy = train(settings(world, tmp_path, staleness=1, heldout=heldout, samples=samples))
     assert policy == tmp_path / "policy"
     assert trained_positions(tmp_path) == Counter(range(20))
     steps = [line for line in read_metrics(tmp_path) if "loss" in line]
@@ -95,6 +98,13 @@ def test_a_run_ends_and_trains_every_prompt_of_every_epoch_once(world, tmp_path)
         assert all(line[name] is not None for line in steps), name
     evaluations = [line["step"] for line in read_metrics(tmp_path) if "heldout/reward" in line]
     assert evaluations == [0, 2, 4, 5]
+    tables = {path.name for path in (tmp_path / "samples").iterdir()}
+    assert tables == {"step-1.jsonl", "step-2.jsonl", "step-4.jsonl"}
+    shown = read_table(tmp_path / "samples/step-4.jsonl")
+    assert [len(row["samples"]) for row in shown] == [4] * 3
+    assert {one["version"] for row in shown for one in row["samples"]} <= {2, 3}
+    text = shown[0]["samples"][0]["text"]
+    assert html.escape(text) in (tmp_path / "report.html").read_text()
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
