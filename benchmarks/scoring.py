@@ -24,10 +24,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from benchmarks import peak
 from benchmarks.interleaved import Arm, measure, ratio
 from benchmarks.tokenizer import plain_tokenizer
 from reward_model.model import RewardModel
-from reward_model.scoring import score_token_ids
+from reward_model.scoring import batches, default_batch_tokens, score_token_ids
 
 SHAPES: dict[str, dict[str, object]] = {
     # 30M parameters
@@ -102,11 +103,15 @@ def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
     longest = min(LONGEST, ours.contract.max_length)
     vocab = ours.encoder.vocab_size
 
+    lengths = [len(ids) for ids in texts(0, count, vocab, longest)]
+    rows = packed_rows(ours, texts(0, count, vocab, longest))
+
     def arms(index: int) -> dict[str, Arm]:
         mixed = texts(index, count, vocab, longest)
         by_length = sorted(mixed, key=len)
         result: dict[str, Arm] = {
             "packed": lambda: score_token_ids(ours, mixed),
+            "matrix_products": peak.matrix_products(ours, rows),
             "padded": lambda: padded(theirs, mixed),
             "padded_sorted": lambda: padded(theirs, by_length),
         }
@@ -117,7 +122,9 @@ def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
         return result
 
     seconds = measure(arms, rounds)
-    tokens = sum(map(len, texts(0, count, vocab, longest)))
+    tokens = sum(lengths)
+    linear, attention = peak.linear_flops(ours, tokens), peak.attention_flops(ours, lengths)
+    rate = peak.linear_flops(ours, sum(rows)) / statistics.median(seconds["matrix_products"])
     report: dict[str, object] = {
         "shape": shape,
         "dtype": dtype,
@@ -126,6 +133,12 @@ def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
         "packed_over_padded": ratio(seconds, "padded", "packed"),
         "packed_over_padded_sorted": ratio(seconds, "padded_sorted", "packed"),
         "differing_scores": differing(ours, texts(0, count, vocab, longest)),
+        "matrix_product_gflops_per_second": rate / 1e9,
+        "share_of_matrix_product_rate": (linear + attention)
+        / statistics.median(seconds["packed"])
+        / rate,
+        "attention_share_of_flops": attention / (linear + attention),
+        "own_time": peak.where_time_goes(ours, texts(0, count, vocab, longest)),
     }
     if ours.causal:
         saved = K * (PROMPT + RESPONSE) / (PROMPT + K * RESPONSE)
@@ -133,6 +146,12 @@ def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
         report["groups_speedup"] = speedup
         report["groups_speedup_possible"] = saved
     return report
+
+
+def packed_rows(model: RewardModel, sequences: list[list[int]]) -> list[int]:
+    """The rows of each packed batch that scores ``sequences``."""
+    runs = batches(sequences, default_batch_tokens(model.device), share_prefix=model.causal)
+    return [len(model.pack([sequences[i] for i in run]).token_ids_T) for run in runs]
 
 
 def differing(model: RewardModel, sequences: list[list[int]]) -> int:
