@@ -1,6 +1,7 @@
 """Settings of ``python -m trainer.study``."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -51,6 +52,7 @@ class TrainingSettings(Section):
     measurements: int = Field(default=10, gt=1, description="of all cells, evenly over the steps")
     micro_batch_tokens: int = Field(default=4096, gt=0)
     micro_batch_pairs: int = Field(default=16, gt=0, description="M of an arm with scope micro")
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class StudySettings(Settings):
@@ -61,6 +63,9 @@ class StudySettings(Settings):
         description="Hugging Face directory or hub name that every arm starts from"
     )
     output_dir: Path = Field(description="cells/, runs/, results.json and report.html go here")
+    records: Path | None = Field(
+        default=None, description="finished runs in short; by default in output_dir"
+    )
     arms: dict[str, LossSettings] = Field(description="name: loss")
     baseline: str = Field(default="bt", description="the arm that the others are compared with")
     primary: str = Field(default="bsr", description="the arm of the primary endpoint")

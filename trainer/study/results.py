@@ -2,21 +2,26 @@
 
 import dataclasses
 import json
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from reward_model import atomic
 from reward_model.errors import UsageError
 from trainer.evaluation.intervals import Estimate
-from trainer.reward.run_directory import REPORT, REWARDS
 from trainer.study.cells import MEASURED
 from trainer.study.comparison import Difference, crossed_bootstrap, holm, paired
 from trainer.study.config import StudySettings
-from trainer.study.measures import CellPrompt, Values, per_prompt, read_cell, values
-from trainer.study.runs import cells_directory, run_directory
+from trainer.study.folds import Replicate
+from trainer.study.measures import CellPrompt, Values, per_prompt
+from trainer.study.records import Record, digests, identity_of
+from trainer.study.runs import (
+    cells_directory,
+    prepare,
+    read_cells,
+    record_path,
+    run_settings,
+)
 
 PRIMARY_CELL = "mutual_ood"
 RESULTS = "results.json"
@@ -46,41 +51,39 @@ class Results:
 
 
 def analyse(settings: StudySettings) -> Results:
-    """Read every replicate of which all arms are finished.
+    """From the records of every replicate of which all arms are finished.
 
     Raises:
-        UsageError: fewer than two are.
+        UsageError: fewer than two are, or a record is of other settings or other data.
     """
-    numbers = [n for n in range(settings.design.replicates) if _is_complete(settings, n)]
+    complete = [one for one in prepare(settings) if _is_complete(settings, one.number)]
+    numbers = [one.number for one in complete]
     if len(numbers) < 2:
         raise UsageError(f"{settings.output_dir}: {len(numbers)} replicates are finished, 2 needed")
-    cells = {
-        name: [read_cell(cells_directory(settings, n) / f"{name}.jsonl") for n in numbers]
-        for name in MEASURED
-    }
+    cells = [read_cells(settings, number) for number in numbers]
     trajectories: dict[str, dict[str, dict[int, list[Values]]]] = {}
     last: dict[tuple[str, str], list[Rewards]] = defaultdict(list)
     for arm in settings.arms:
         table: dict[str, dict[int, list[Values]]] = {name: defaultdict(list) for name in MEASURED}
-        for place, number in enumerate(numbers):
-            steps = read_rewards(run_directory(settings, arm, number))
-            for step, name in ((step, name) for step in sorted(steps) for name in MEASURED):
-                cell = cells[name][place]
-                rewards = per_prompt(cell, steps[step][f"validation/{name}"])
-                table[name][step].append(values(cell, rewards, settings.design.min_gold_gap))
-                if step == max(steps):
-                    last[arm, name].append(rewards)
+        for place, replicate in enumerate(complete):
+            record = _record(settings, arm, replicate)
+            for step, found in record.trajectory.items():
+                for name in MEASURED:
+                    table[name][step].append(found[name])
+            for name in MEASURED:
+                last[arm, name].append(per_prompt(cells[place][name], record.rewards[name]))
         trajectories[arm] = {name: dict(found) for name, found in table.items()}
-    return Results(numbers, trajectories, _compare(settings, cells, trajectories, last))
+    by_cell = {name: [found[name] for found in cells] for name in MEASURED}
+    return Results(numbers, trajectories, _compare(settings, by_cell, trajectories, last))
 
 
-def read_rewards(run: Path) -> dict[int, dict[str, list[float]]]:
-    """Step → set → rewards, of one run."""
-    found = {}
-    for path in (run / REWARDS).glob("step-*.json"):
-        if match := re.fullmatch(r"step-(\d+)\.json", path.name):
-            found[int(match[1])] = json.loads(path.read_text())
-    return found
+def _record(settings: StudySettings, arm: str, replicate: Replicate) -> Record:
+    path = record_path(settings, arm, replicate.number)
+    record = Record.read(path)
+    run = run_settings(settings, arm, replicate.number, replicate.seed)
+    hashes = digests(cells_directory(settings, replicate.number))
+    record.check(path, identity_of(run), hashes)
+    return record
 
 
 def write_results(settings: StudySettings, results: Results) -> None:
@@ -102,7 +105,7 @@ def write_results(settings: StudySettings, results: Results) -> None:
 
 
 def _is_complete(settings: StudySettings, number: int) -> bool:
-    return all((run_directory(settings, arm, number) / REPORT).is_file() for arm in settings.arms)
+    return all(record_path(settings, arm, number).is_file() for arm in settings.arms)
 
 
 def _compare(

@@ -1,25 +1,52 @@
 """Every arm of every replicate, trained by ``trainer.reward`` and measured along the way."""
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from reward_model.model import RewardModel
 from trainer.reward.config import RewardSettings
+from trainer.reward.run_directory import REWARDS
 from trainer.reward.train import train
 from trainer.study.cells import COUNTS, MEASURED, read_source, write_cells
 from trainer.study.config import StudySettings
-from trainer.study.folds import replicates
+from trainer.study.folds import Replicate, replicates
+from trainer.study.measures import CellPrompt, read_cell
+from trainer.study.records import Record, digests, identity_of, record_of
 
 EVERY = 10**9
 """More prompts or responses than a cell has: nothing is drawn again."""
 
 
 def run_all(settings: StudySettings) -> Iterator[int]:
-    """Train what is not trained yet; yield the number of every replicate when it is complete.
+    """Train what has no record yet; yield the number of every replicate when it is complete.
 
     Replicates come one after another, all arms of one before the next, so that a study that was
     stopped early can be analysed. A killed one goes on in the middle of a run.
+
+    Raises:
+        UsageError: a record is of a run with other settings or on other data.
     """
+    for replicate in prepare(settings):
+        number = replicate.number
+        hashes = digests(cells_directory(settings, number))
+        for arm in settings.arms:
+            run = run_settings(settings, arm, number, replicate.seed)
+            path = record_path(settings, arm, number)
+            if path.is_file():
+                Record.read(path).check(path, identity_of(run), hashes)
+                continue
+            train(run)
+            steps = read_rewards(run.output_dir)
+            cells = read_cells(settings, number)
+            gap = settings.design.min_gold_gap
+            record_of(run, steps, cells, hashes, gap).write(path)
+        yield number
+
+
+def prepare(settings: StudySettings) -> Iterator[Replicate]:
+    """Every replicate, its cells written."""
     source = read_source(settings.source)
     encoder = None
     for replicate in replicates(source.splits, source.lineages, settings.design):
@@ -32,13 +59,31 @@ def run_all(settings: StudySettings) -> Iterator[int]:
                 ).encoder
             )
             write_cells(replicate, source, settings.design, encoder, cells)
-        for arm in settings.arms:
-            train(run_settings(settings, arm, replicate.number, replicate.seed))
-        yield replicate.number
+        yield replicate
+
+
+def read_cells(settings: StudySettings, number: int) -> dict[str, list[CellPrompt]]:
+    """The measured cells of a replicate."""
+    directory = cells_directory(settings, number)
+    return {name: read_cell(directory / f"{name}.jsonl") for name in MEASURED}
+
+
+def read_rewards(run: Path) -> dict[int, dict[str, list[float]]]:
+    """Step → set → rewards, of one run."""
+    found = {}
+    for path in (run / REWARDS).glob("step-*.json"):
+        if match := re.fullmatch(r"step-(\d+)\.json", path.name):
+            found[int(match[1])] = json.loads(path.read_text())
+    return found
 
 
 def cells_directory(settings: StudySettings, number: int) -> Path:
     return settings.output_dir / "cells" / f"replicate-{number}"
+
+
+def record_path(settings: StudySettings, arm: str, number: int) -> Path:
+    records = settings.records or settings.output_dir / "records"
+    return records / f"replicate-{number}" / f"{arm}.json"
 
 
 def run_directory(settings: StudySettings, arm: str, number: int) -> Path:
@@ -69,6 +114,7 @@ def run_settings(settings: StudySettings, arm: str, number: int, seed: int) -> R
                 "epochs": training.epochs,
             },
             "compute": {
+                "precision": training.precision,
                 "micro_batch_tokens": training.micro_batch_tokens,
                 "micro_batch_pairs": training.micro_batch_pairs if micro else None,
             },

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ from reward_model.errors import UsageError
 from tests.checkpoints import tiny_checkpoint
 from trainer.study.config import StudySettings
 from trainer.study.page import write_page
-from trainer.study.results import analyse, read_rewards, write_results
-from trainer.study.runs import cells_directory, run_all, run_directory
+from trainer.study.results import analyse, write_results
+from trainer.study.runs import (
+    cells_directory,
+    read_rewards,
+    record_path,
+    run_all,
+    run_directory,
+)
 
 WORDS = ["bread", "flour", "water", "salt", "yeast", "river", "Paris", "dough", "rest", "add"]
 
@@ -110,3 +117,32 @@ def test_cells_hold_what_was_held_out(settings: StudySettings) -> None:
         responses = [one for row in rows for one in row["responses"]]
         assert {one["lineage"] for one in responses} <= lineages
         assert not trained & {one["text"] for one in responses}
+
+
+def test_records_are_all_that_a_study_needs(settings: StudySettings, tmp_path: Path) -> None:
+    wanted = analyse(settings)
+    moved = settings.model_copy(
+        update={"output_dir": tmp_path / "elsewhere", "records": settings.output_dir / "records"}
+    )
+    assert list(run_all(moved)) == [0, 1]
+    assert not run_directory(moved, "bt", 0).exists()
+    assert analyse(moved) == wanted
+
+
+def test_a_record_of_another_run_is_refused(settings: StudySettings, tmp_path: Path) -> None:
+    shutil.copytree(settings.output_dir, tmp_path / "study")
+    other = settings.model_copy(update={"output_dir": tmp_path / "study"})
+    faster = other.training.model_copy(update={"lr": 1.0})
+    with pytest.raises(UsageError, match=r"bt\.json: the record of .* another optimiser;"):
+        analyse(other.model_copy(update={"training": faster}))
+    path = cells_directory(other, 1) / "mutual_ood.jsonl"
+    path.write_text(path.read_text().replace("bread", "cake"))
+    with pytest.raises(UsageError, match=r"another mutual_ood\.jsonl; remove"):
+        list(run_all(other))
+
+
+def test_a_record_holds_no_text_and_no_gold(settings: StudySettings) -> None:
+    text = record_path(settings, "bsr", 1).read_text()
+    assert "gold" not in text
+    assert not any(word in text for word in ("dough", "yeast"))
+    assert set(json.loads(text)["metrics"]) == {"0", "2", "4"}
