@@ -16,9 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.scoring import LONGEST, SHAPES, TEXTS, checkpoint, groups, texts
+from benchmarks.servers import VLLM_PYTHON
 from benchmarks.worker import Worker
 
-VLLM_PYTHON = Path(".venv-vllm/bin/python")
 WORKLOADS = ("texts", "groups")
 
 

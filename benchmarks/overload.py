@@ -1,0 +1,95 @@
+"""Our server at ten times its capacity: what comes back, how late, and how much memory it takes."""
+
+import asyncio
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from benchmarks.scoring import checkpoint, texts
+from benchmarks.servers import CLIENTS, Load, our_body, our_server
+
+OVERLOAD_FACTOR, OVERLOAD_QUEUE_TOKENS = 10, 16384
+
+
+def overload(dtype: str, seconds: float) -> dict[str, object]:
+    """Ten times the capacity: one item per request, arriving evenly, whatever comes back."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = checkpoint(Path(directory) / "model", "qwen2")
+        limit = ("--max_queue_tokens", str(OVERLOAD_QUEUE_TOKENS))
+        with our_server(path, dtype, *limit) as url:
+            load = Load()
+            warm = [[ids] for ids in texts(1, CLIENTS, 8192, 1024)]
+            started = time.perf_counter()
+            load.send(url, our_body, warm)
+            capacity = len(warm) / (time.perf_counter() - started)
+            return load.run(_flood(load.http, url, OVERLOAD_FACTOR * capacity, seconds))  # type: ignore[no-any-return]
+
+
+async def _flood(
+    http: httpx.AsyncClient, url: str, rate: float, seconds: float
+) -> dict[str, object]:
+    statuses: dict[str, int] = {}
+    accepted: list[float] = []
+    tokens = 0
+    memory: list[float] = []
+
+    async def ask(ids: Sequence[int]) -> None:
+        nonlocal tokens
+        asked = time.perf_counter()
+        try:
+            path, content = our_body([ids])
+            response = await http.post(url + path, json=content)
+            status = str(response.status_code)
+        except httpx.TransportError as error:
+            status = type(error).__name__
+        statuses[status] = statuses.get(status, 0) + 1
+        if status == "200":
+            accepted.append(time.perf_counter() - asked)
+            tokens += len(ids)
+
+    pool = texts(5, 4096, 8192, 1024)
+    tasks: list[asyncio.Task[None]] = []
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        while len(tasks) < rate * elapsed:
+            number = len(tasks)
+            # Fresh: the same lengths again, with another first token.
+            ids = [1 + number % 8000, *pool[number % len(pool)][1:]]
+            tasks.append(asyncio.create_task(ask(ids)))
+        memory.append(_resident_mib(url))
+        await asyncio.sleep(0.05)
+    await asyncio.gather(*tasks)
+    took = time.perf_counter() - started
+    throughput = tokens / took
+    settled = len(memory) // 3
+    return {
+        "requests_per_second": round(rate, 1),
+        "seconds": seconds,
+        "answers": dict(sorted(statuses.items())),
+        "accepted_p50_seconds": round(statistics.median(accepted), 3),
+        "accepted_p99_seconds": round(sorted(accepted)[int(0.99 * (len(accepted) - 1))], 3),
+        # What waits when one gets in, its own tokens, and two batches: the running one and its own.
+        "promise_seconds": round((OVERLOAD_QUEUE_TOKENS + 1024 + 2 * 2048) / throughput, 3),
+        "tokens_per_second": round(throughput),
+        "memory_mib": {
+            "after_a_third": round(memory[settled], 1),
+            "at_the_end": round(memory[-1], 1),
+        },
+    }
+
+
+def _resident_mib(url: str) -> float:
+    """Resident memory of the process that listens on the URL's port; a child of ours."""
+    port = url.rpartition(":")[2]
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            words = (status.parent / "cmdline").read_bytes().split(b"\0")
+            if b"service" in words and port.encode() in words:
+                line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
+                return int(line.split()[1]) / 1024
+    return float("nan")

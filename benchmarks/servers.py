@@ -1,0 +1,118 @@
+"""The servers that benchmarks ask, each a process of its own on a free port, and what asks them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+CLIENTS = 64
+VLLM_PYTHON = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
+VLLM_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+Sequences = Sequence[Sequence[int]]
+Body = Callable[[Sequences], tuple[str, dict[str, Any]]]
+"""One request for some sequences: path and JSON."""
+
+
+def our_body(sequences: Sequences) -> tuple[str, dict[str, Any]]:
+    return "/score", {"items": [{"token_ids": list(ids)} for ids in sequences]}
+
+
+def padded_body(sequences: Sequences) -> tuple[str, dict[str, Any]]:
+    return "/get_reward", {"query": [list(ids) for ids in sequences]}
+
+
+def vllm_body(sequences: Sequences) -> tuple[str, dict[str, Any]]:
+    rows = [list(ids) for ids in sequences]
+    return "/classify", {"model": "m", "input": rows, "use_activation": False}
+
+
+@contextlib.contextmanager
+def server(command: Sequence[str], ready: str, environment: dict[str, str]) -> Iterator[str]:
+    """A server of its own on a free port, up when ``ready`` answers 200; ended afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=os.environ | environment,
+        stdout=sys.stderr,
+        process_group=0,
+    )
+    try:
+        while True:
+            if process.poll() is not None:
+                raise SystemExit(f"a server ended by itself: {' '.join(command)}")
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(url + ready, timeout=5).status_code == 200:
+                    break
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def our_server(path: Path, dtype: str, *options: str) -> contextlib.AbstractContextManager[str]:
+    command = [sys.executable, "-m", "service", "--model", f"m={path}", "--dtype", dtype]
+    command += ["--cache_mib", "0", "--log_level", "warning", *options]
+    return server(command, "/ready", {})
+
+
+def padded_server(path: Path, dtype: str) -> contextlib.AbstractContextManager[str]:
+    command = [sys.executable, "-m", "benchmarks.padded_server", "--model", str(path)]
+    return server([*command, "--dtype", dtype], "/health", {})
+
+
+def vllm_server(path: Path, dtype: str) -> contextlib.AbstractContextManager[str]:
+    command = [
+        *(str(VLLM_PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(path)),
+        *("--served-model-name", "m", "--runner", "pooling", "--dtype", dtype),
+        *("--enforce-eager", "--host", "127.0.0.1", "--max-num-batched-tokens", "16384"),
+    ]
+    return server(command, "/health", VLLM_ENVIRONMENT)
+
+
+class Load:
+    """Requests from many clients at once, on one event loop for the whole benchmark."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=CLIENTS)
+        self.http = httpx.AsyncClient(limits=limits, timeout=600)
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def send(self, url: str, body: Body, requests: Sequence[Sequences]) -> None:
+        """All ``requests``, from 64 clients of which each has one in flight."""
+        self.run(self._send(url, body, requests))
+
+    async def _send(self, url: str, body: Body, requests: Sequence[Sequences]) -> None:
+        waiting = iter(requests)
+
+        async def client() -> None:
+            for sequences in waiting:
+                path, content = body(sequences)
+                response = await self.http.post(url + path, json=content)
+                response.raise_for_status()
+
+        await asyncio.gather(*(client() for _ in range(min(CLIENTS, len(requests)))))
