@@ -48,7 +48,9 @@ def service(world: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "service", "--model", str(world / "reward")]
-    process = subprocess.Popen([*command, "--port", str(port)], env=ENVIRONMENT)
+    # The template goes on with a newline after the EOS at which a sampled text ends.
+    command += ["--chat_format", "chatml", "--port", str(port)]
+    process = subprocess.Popen(command, env=ENVIRONMENT)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
