@@ -15,6 +15,7 @@ from trl import RewardConfig, RewardTrainer
 
 from reward_model.command import read_settings
 from reward_model.model import RewardModel
+from reward_model.scoring import score_token_ids
 from service.offline.__main__ import score_file
 from service.offline.settings import OfflineSettings
 from tests.adapters import peft_scores
@@ -122,5 +123,5 @@ def test_offline_gives_the_same_bits(base: Path, adapters: dict[str, Path], tmp_
     model = RewardModel.load(adapters["a"])
     ids = model.encoder.messages(TURNS).token_ids
     [score] = json.loads(target.read_text())["scores"]
-    assert [score] == model(model.pack([ids])).rewards_N.tolist()
+    assert [score] == score_token_ids(model, [ids])
     assert score == pytest.approx(expected(adapters["a"], base), abs=1e-5)

@@ -10,6 +10,7 @@ def _command(settings: RewardSettings) -> None:
     # Imported here so that --help and a wrong key answer at once.
     from transformers.utils import logging
 
+    from trainer.reward.ranks import leave
     from trainer.reward.sweep import sweep
     from trainer.reward.train import train
 
@@ -19,6 +20,7 @@ def _command(settings: RewardSettings) -> None:
         sweep(settings)
     else:
         train(settings)
+    leave()
 
 
 def main() -> int:

@@ -40,3 +40,10 @@ def gather_rows(rows_NC: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in counts]
     distributed.all_gather(parts, padded)
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def leave() -> None:
+    """The end of the process, all ranks together: a group that is left open can abort it."""
+    if not _alone():
+        distributed.barrier()
+        distributed.destroy_process_group()
