@@ -3,22 +3,23 @@
 With gradients it is one call per segment (:mod:`reward_model.segments`). Without, on CUDA, it is
 one FlexAttention call (:mod:`reward_model.flex`). Elsewhere:
 
-Every block of the batch (see :mod:`reward_model.packing`) is one call on tiles of one fixed shape.
-Kernels compute the tiles of a call independently, so a tile's result depends on its own rows only.
+Every block of the batch (see :mod:`reward_model.packing`) is computed on tiles of one fixed shape,
+each tile by itself, so that its result depends on its own rows only.
 Query heads that share a key head are stacked along the query axis: no key is copied per head.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from reward_model.flex import flex_packed_attention
 from reward_model.packing import AttentionBlock, PackedBatch
 from reward_model.segments import segment_attention
-from reward_model.slots import chains, rows_to_slots, slots_to_rows
+from reward_model.slots import keys, rows_to_slots, slots_to_rows
 
 IMPLEMENTATION = "sumzero_packed"
+LOGITS = 1 << 20
+"""Elements computed at once: they stay in a CPU's caches, and bound the memory."""
 
 
 def packed_attention(
@@ -66,19 +67,15 @@ def packed_attention(
             dim=dim, scale=scale, window=sliding_window, softcap=softcap,
         )  # fmt: skip
         return slots_to_rows(output_SD, packed).view(1, -1, heads, dim), None
-    keys, values = chains(key_SD, packed), chains(value_SD, packed)
+    key_heads = key.shape[1]
+    group = heads // key_heads
     outputs = []
-    for index, block in enumerate(packed.blocks):
-        group = heads // key.shape[1]
-        parts = _split(query_SD[block.start : block.stop], block, dim, group)
+    seen = zip(keys(key_SD, packed, key_heads), keys(value_SD, packed, key_heads), strict=True)
+    for index, (key_NKD, value_NKD) in enumerate(seen):
+        block = packed.blocks[index]
+        query_NMD = _split(query_SD[block.start : block.stop], block, dim, group)
         mask = _mask(packed, index, group, sliding_window, query.dtype)
-        key_BHKD, value_BHKD = (_heads(x[index], block, dim) for x in (keys, values))
-        if softcap is None:
-            output = F.scaled_dot_product_attention(
-                parts, key_BHKD, value_BHKD, attn_mask=mask, scale=scale
-            )
-        else:
-            output = _softcapped(parts, key_BHKD, value_BHKD, mask, scale, softcap)
+        output = attend(query_NMD, key_NKD, value_NKD, mask, scale=scale, softcap=softcap)
         outputs.append(_join(output, block, dim, group))
     output_SD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return slots_to_rows(output_SD, packed).view(1, -1, heads, dim), None
@@ -89,15 +86,10 @@ def _token_major(x: Tensor) -> Tensor:
     return x[0].transpose(0, 1).reshape(x.shape[2], -1)
 
 
-def _heads(x: Tensor, block: AttentionBlock, dim: int) -> Tensor:
-    """Keys or values of a block, [B · K, heads · D] → [B, heads, K, D]."""
-    return x.view(block.count, block.keys, -1, dim).transpose(1, 2)
-
-
 def _split(query: Tensor, block: AttentionBlock, dim: int, group: int) -> Tensor:
-    """[B · Q, heads · D] → [B, key heads, group · Q, D]."""
+    """[B · Q, heads · D] → [B · key heads, group · Q, D]."""
     query = query.view(block.count, block.queries, -1, group, dim).permute(0, 2, 3, 1, 4)
-    return query.reshape(block.count, -1, group * block.queries, dim)
+    return query.reshape(-1, group * block.queries, dim)
 
 
 def _join(output: Tensor, block: AttentionBlock, dim: int, group: int) -> Tensor:
@@ -106,12 +98,43 @@ def _join(output: Tensor, block: AttentionBlock, dim: int, group: int) -> Tensor
     return output.reshape(block.count * block.queries, -1)
 
 
-def _softcapped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
 ) -> Tensor:
-    logits = query @ key.transpose(2, 3) * scale
-    logits = torch.tanh(logits / softcap) * softcap + mask
-    return torch.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    """softmax(scale · Q Kᵀ + mask) V, matrix by matrix, a few at a time.
+
+    Two batched matrix products around a softmax: with bfloat16 they ran 2.4 times as fast as
+    PyTorch's fused kernel for CPUs, with float32 as fast. What one matrix gives does not depend on
+    how many there are.
+
+    Args:
+        query: [N, M, D]. key, value: [N, K, D].
+        mask: additive, [M, K] for all, or [B, 1 or M, K] for N / B matrices each.
+    """
+    output = torch.empty_like(query)
+    rows, columns = query.shape[1], key.shape[1]
+    masks = mask[None] if mask.dim() == 2 else mask
+    each = len(query) // len(masks)
+    step = max(LOGITS // (rows * columns), 1)
+    for number, own in enumerate(masks):
+        stop = (number + 1) * each
+        for first in range(number * each, stop, step):
+            some = slice(first, min(first + step, stop))
+            key_DK = key[some].transpose(1, 2)
+            wide = own.expand(some.stop - first, rows, columns)
+            if softcap is None:
+                logits = torch.baddbmm(wide, query[some], key_DK, alpha=scale)
+            else:
+                logits = torch.bmm(query[some], key_DK) * scale
+                logits = torch.tanh(logits / softcap) * softcap + wide
+            torch.bmm(torch.softmax(logits, dim=-1), value[some], out=output[some])
+    return output
 
 
 def _mask(
@@ -144,17 +167,17 @@ def _causal(block: AttentionBlock, window: int | None) -> Tensor:
 
 
 def _whole(block: AttentionBlock, window: int | None) -> Tensor:
-    """[B, 1, 1 or Q, K]: keys past a sequence's end are hidden.
+    """[B, 1 or Q, K]: keys past a sequence's end are hidden.
 
     Query slots past the end look from the last token: a row that sees nothing would be NaN.
     """
     device = block.lengths_B.device
-    length = block.lengths_B[:, None, None, None]
-    key = torch.arange(block.keys, device=device)[None, None, None, :]
+    length = block.lengths_B[:, None, None]
+    key = torch.arange(block.keys, device=device)[None, None, :]
     visible = key < length
     if window is None or window >= block.keys:
         return visible
-    query = torch.arange(block.queries, device=device)[None, None, :, None]
+    query = torch.arange(block.queries, device=device)[None, :, None]
     distance = (torch.minimum(query, length - 1) - key).abs()
     return visible & (distance < window)
 
