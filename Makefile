@@ -14,7 +14,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help install install-vllm demo test test-all smoke lint format audit bench openapi clean
+.PHONY: help install install-vllm install-system demo test test-all smoke lint format audit bench openapi clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
@@ -31,6 +31,10 @@ install-vllm: $(VLLM_INSTALLED) ## vLLM for the CPU, in an environment of its ow
 $(VLLM_INSTALLED): constraints-vllm.txt docker/install-vllm.sh
 	PYTHON=$(PYTHON) TORCH_INDEX_URL=$(TORCH_INDEX_URL) bash docker/install-vllm.sh .venv-vllm
 	@touch $@
+
+install-system: ## Prometheus and Chromium, for the tests that need them; Debian or Ubuntu, as root
+	apt-get update -qq
+	RUNLEVEL=1 apt-get install -y -qq --no-install-recommends prometheus chromium chromium-driver
 
 demo: install ## preference pairs to policy, end to end, with a report
 	$(BIN)/python -m trainer.demo $(DEMO)

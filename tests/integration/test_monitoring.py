@@ -28,10 +28,11 @@ KEY = "a-key-that-prometheus-does-not-have"
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.smoke,
     pytest.mark.timeout(300),
     pytest.mark.skipif(
         shutil.which("prometheus") is None or shutil.which("promtool") is None,
-        reason="needs Prometheus (Debian's package prometheus)",
+        reason="needs Prometheus (make install-system)",
     ),
 ]
 

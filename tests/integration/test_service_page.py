@@ -15,10 +15,11 @@ from tests.integration.test_service_process import Service, running
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.smoke,
     pytest.mark.timeout(600),
     pytest.mark.skipif(
         not (CHROMIUM and DRIVER),
-        reason="no browser (apt install chromium chromium-driver)",
+        reason="no browser (make install-system)",
     ),
 ]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,11 @@ class CellPrompt:
 
 @dataclass(frozen=True)
 class Values:
-    """Of one cell at one step: mean τ-b over prompts; accuracies, None where there is no pair."""
+    """Of one cell at one step: mean τ-b over prompts, and what length leaves of it; accuracies,
+    None where there is no pair."""
 
     tau: float
+    partial_tau: float | None
     accuracy: float | None
     balanced: float | None
 
@@ -86,7 +89,37 @@ def values(
             short, long = sorted((prompt.lengths[i], prompt.lengths[j]))
             near.append(long < BALANCED_RATIO * short)
     correct, balanced = np.array(won, dtype=float), np.array(near, dtype=bool)
-    return Values(float(np.mean(defined)), _mean(correct), _mean(correct[balanced]))
+    return Values(
+        float(np.mean(defined)),
+        partial_tau(prompts, rewards),
+        _mean(correct),
+        _mean(correct[balanced]),
+    )
+
+
+def partial_tau(prompts: Sequence[CellPrompt], rewards: Sequence[Sequence[float]]) -> float | None:
+    """Kendall's partial τ of reward (r) and gold (g) given length (l).
+
+        (τ_rg − τ_rl·τ_gl) / √((1 − τ_rl²)(1 − τ_gl²))
+
+    Each τ is the mean over the prompts for which all three are defined; None if there is none. Of
+    few responses the partial τ of one prompt is often undefined, that of the means is not. Source:
+    Kendall, 1942. τ knows ranks alone, so length and its logarithm are the same to it.
+    """
+    found = []
+    for prompt, own in zip(prompts, rewards, strict=True):
+        three = (
+            tau_b(own, prompt.gold),
+            tau_b(own, prompt.lengths),
+            tau_b(prompt.gold, prompt.lengths),
+        )
+        if None not in three:
+            found.append(three)
+    if not found:
+        return None
+    rg, rl, gl = np.mean(np.array(found, dtype=float), axis=0)
+    rest = (1 - rl**2) * (1 - gl**2)
+    return float((rg - rl * gl) / math.sqrt(rest)) if rest > 0 else None
 
 
 def agreement(prompt: CellPrompt, rewards: Sequence[float]) -> tuple[Array, Array]:

@@ -44,11 +44,14 @@ def write_page(settings: StudySettings, results: Results) -> None:
     page.heading("At the last step")
     for cell in next(iter(results.trajectories.values())):
         page.table(
-            ["arm", "τ-b", "accuracy", "length-balanced"],
+            ["arm", "τ-b", "partial τ given length", "accuracy", "length-balanced"],
             [
                 [
                     arm,
-                    *(spread(final(cells[cell]), name) for name in ("tau", "accuracy", "balanced")),
+                    *(
+                        spread(final(cells[cell]), name)
+                        for name in ("tau", "partial_tau", "accuracy", "balanced")
+                    ),
                 ]
                 for arm, cells in results.trajectories.items()
             ],
