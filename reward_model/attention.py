@@ -58,8 +58,9 @@ def packed_attention(
             query, key, value, packed, scale=scale, window=sliding_window, softcap=softcap
         )
         return output, None
+    # Under autocast rotated queries and keys come in float32, values in what is asked for.
     query_SD, key_SD, value_SD = (
-        rows_to_slots(_token_major(x), packed) for x in (query, key, value)
+        rows_to_slots(_token_major(x.to(value.dtype)), packed) for x in (query, key, value)
     )
     if query.is_cuda:
         output_SD = flex_packed_attention(
@@ -74,8 +75,9 @@ def packed_attention(
     for index, (key_NKD, value_NKD) in enumerate(seen):
         block = packed.blocks[index]
         query_NMD = _split(query_SD[block.start : block.stop], block, dim, group)
-        mask = _mask(packed, index, group, sliding_window, query.dtype)
-        output = attend(query_NMD, key_NKD, value_NKD, mask, scale=scale, softcap=softcap)
+        mask = _mask(packed, index, group, sliding_window, value.dtype)
+        with torch.autocast(query.device.type, enabled=False):
+            output = attend(query_NMD, key_NKD, value_NKD, mask, scale=scale, softcap=softcap)
         outputs.append(_join(output, block, dim, group))
     output_SD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return slots_to_rows(output_SD, packed).view(1, -1, heads, dim), None
