@@ -21,6 +21,7 @@ from reward_model.contract import Contract
 from reward_model.custom import custom_rewards, is_custom
 from reward_model.encode import Encoder
 from reward_model.errors import CheckpointError
+from reward_model.linear import use_onednn
 from reward_model.lora import Adapter
 from reward_model.memory import keep_freed_memory
 from reward_model.numerics import fix_cuda_sums
@@ -60,6 +61,7 @@ class RewardModel(nn.Module):
         super().__init__()
         if classifier.device.type == "cpu":
             keep_freed_memory()
+            use_onednn(classifier)
         self.classifier = classifier
         self.tokenizer = tokenizer
         self.contract = contract

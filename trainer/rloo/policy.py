@@ -20,6 +20,7 @@ from transformers import (
 
 from reward_model.backbone import packed_hidden_states, use_packed_attention
 from reward_model.errors import CheckpointError
+from reward_model.linear import use_onednn
 from reward_model.memory import keep_freed_memory
 from reward_model.packing import pack
 
@@ -51,6 +52,7 @@ class Policy(nn.Module):
         self.model = model
         self.temperature = temperature
         use_packed_attention(model)
+        use_onednn(model)
         model.eval()  # no dropout: the sampler has none
 
     @property
