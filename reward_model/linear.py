@@ -7,6 +7,7 @@ are a multiple of 64.
 """
 
 import platform
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 
+@cache
 def available() -> bool:
     """Whether this machine has oneDNN's products in the form used here."""
     present: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -32,21 +34,21 @@ class Linear(nn.Linear):
     """``nn.Linear``, whose parameters it has."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _suits(input, self.weight):
+        if not suits(input, self.weight):
             return super().forward(input)
         if torch.is_grad_enabled():
             result: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
                 input, self.weight, self.bias
             )
             return result
-        return _product(input, self.weight, self.bias)
+        return product(input, self.weight, self.bias)
 
 
 class _Product(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(input, weight)
-        return _product(input, weight, bias)
+        return product(input, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -55,13 +57,14 @@ class _Product(Function):
         of_input, of_weight, of_bias = ctx.needs_input_grad
         grad_MN, input_MK = grad.reshape(-1, grad.shape[-1]), input.reshape(-1, input.shape[-1])
         return (
-            _product(grad_MN, weight.t()).view_as(input) if of_input else None,
-            _product(grad_MN.t(), input_MK.t()) if of_weight else None,
+            product(grad_MN, weight.t()).view_as(input) if of_input else None,
+            product(grad_MN.t(), input_MK.t()) if of_weight else None,
             grad_MN.sum(0) if of_bias else None,
         )
 
 
-def _suits(input: Tensor, weight: Tensor) -> bool:
+def suits(input: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's product of these two is to be preferred: float32, on a CPU."""
     return (
         input.device.type == weight.device.type == "cpu"
         and input.dtype == weight.dtype == torch.float32
@@ -69,7 +72,7 @@ def _suits(input: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """input · weightᵀ + bias. The operator has no gradient of its own."""
+def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input · weightᵀ + bias, [..., K] × [N, K] → [..., N]. Without a gradient."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return result

@@ -32,7 +32,7 @@ def keys(x_SD: Tensor, packed: PackedBatch, heads: int) -> Iterator[Tensor]:
     for index, block in enumerate(packed.blocks):
         if block.chains_BA is None:
             own = x_SD[block.start : block.stop].view(block.count, -1, heads, dim)
-            yield own.transpose(1, 2).reshape(-1, block.keys, dim)
+            yield own.transpose(1, 2).contiguous().view(-1, block.keys, dim)
         else:
             runs = _runs(packed, index, block.chains_BA, heads)
             yield tiles.index_select(0, runs).view(-1, block.keys, dim)
