@@ -1,8 +1,9 @@
 """Matrix products whose rows do not depend on how many rows there are.
 
-On the CPU, MKL splits the inner dimension over threads when it is large against the number of rows:
-with two threads a [M, 1536] × [1536, 384] product changed its bits between M = 192 and M = 256. In
-its strict reproducible mode it does not; the order of every sum is then fixed. On CUDA, cuBLAS does
+On the CPU, what oneDNN does not compute (:mod:`reward_model.linear`) MKL does. It splits the inner
+dimension over threads when that is large against the number of rows: with two threads a [M, 1536] ×
+[1536, 384] product changed its bits between M = 192 and M = 256. In its strict reproducible mode it
+does not; the order of every sum is then fixed. On CUDA, cuBLAS does
 the same (split-K) where it has a workspace to put the parts in, so it gets next to none.
 
 Both read the environment at the first product of the process, so it is set when this package is
