@@ -69,6 +69,7 @@ def suits(input: Tensor, weight: Tensor) -> bool:
         input.device.type == weight.device.type == "cpu"
         and input.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )
 
 
