@@ -12,6 +12,7 @@ import contextlib
 import json
 import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--overload", type=float, default=60.0, metavar="SECONDS")
     parser.add_argument("--vllm", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
+    results: list[dict[str, object]] = []
     report: dict[str, object] = {
         "benchmark": "serving",
         "machine": {
@@ -125,8 +127,12 @@ def main() -> None:
             "torch": torch.__version__,
             "processor": platform.processor() or platform.machine(),
         },
-        "results": [run(dtype, arguments) for dtype in arguments.dtype if arguments.rounds],
     }
+    for dtype in arguments.dtype if arguments.rounds else ():
+        found = run(dtype, arguments)
+        print(json.dumps(found), file=sys.stderr, flush=True)  # in case the rest never comes
+        results.append(found)
+    report["results"] = results
     if arguments.overload:
         report["overload"] = overload(arguments.dtype[0], arguments.overload)
     print(json.dumps(report, indent=2))
