@@ -61,7 +61,6 @@ class RewardModel(nn.Module):
         super().__init__()
         if classifier.device.type == "cpu":
             keep_freed_memory()
-            use_onednn(classifier)
         self.classifier = classifier
         self.tokenizer = tokenizer
         self.contract = contract
@@ -69,6 +68,8 @@ class RewardModel(nn.Module):
             tokenizer, contract, classifier.get_input_embeddings().weight.shape[0]
         )
         self.custom = is_custom(classifier) and head.find_last_linear(classifier) is None
+        if not self.custom:  # code of its own is computed as it would compute itself
+            use_onednn(classifier)
         self.obstacle = (
             "the score head is the checkpoint's own code"
             if self.custom

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer
@@ -15,7 +16,6 @@ from trl import RewardConfig, RewardTrainer
 
 from reward_model.command import read_settings
 from reward_model.model import RewardModel
-from reward_model.scoring import score_token_ids
 from service.offline.__main__ import score_file
 from service.offline.settings import OfflineSettings
 from tests.adapters import peft_scores
@@ -123,5 +123,6 @@ def test_offline_gives_the_same_bits(base: Path, adapters: dict[str, Path], tmp_
     model = RewardModel.load(adapters["a"])
     ids = model.encoder.messages(TURNS).token_ids
     [score] = json.loads(target.read_text())["scores"]
-    assert [score] == score_token_ids(model, [ids])
+    with torch.inference_mode():
+        assert [score] == model(model.pack([ids])).rewards_N.tolist()
     assert score == pytest.approx(expected(adapters["a"], base), abs=1e-5)
