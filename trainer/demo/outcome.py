@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.metrics import read_metrics
+from trainer.rloo.sample_table import last_message, read_table
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,7 @@ def read_arm(name: str, evaluation: Path, training: Path, rloo: Path) -> Arm:
 def read_samples(rloo: Path, step: int, count: int) -> list[tuple[str, str, float]]:
     """(prompt, response, gold) of the first held-out sample of the first ``count`` prompts."""
     found = []
-    for line in (rloo / f"heldout-{step}.jsonl").read_text().splitlines()[:count]:
-        row = json.loads(line)
+    for row in read_table(rloo / f"heldout-{step}.jsonl")[:count]:
         sample = row["samples"][0]
-        prompt = row["prompt"]["messages"][-1]["content"]
-        found.append((prompt, sample["text"], sample["raw/gold"]))
+        found.append((last_message(row), sample["text"], sample["raw/gold"]))
     return found

@@ -1,23 +1,21 @@
 """Samples with their scores as tables: JSON lines in the run directory, one line per prompt."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_model.atomic import write_text
+from trainer.data.rows import read_rows, write_rows
 from trainer.rloo.samples import Group
 
 
 def write_table(path: Path, groups: Sequence[Group]) -> None:
     """Every sample of ``groups`` with its scores."""
-    lines = [json.dumps(row(group), ensure_ascii=False) + "\n" for group in groups]
-    write_text(path, "".join(lines))
+    write_rows(path, map(row, groups))
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
     """What :func:`write_table` wrote, a row per prompt."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for row in read_rows(str(path)) if row is not None]
 
 
 def row(group: Group) -> dict[str, Any]:
