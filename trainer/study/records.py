@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 
 from reward_model import atomic
 from reward_model.errors import UsageError
+from trainer.metrics import read_metrics
 from trainer.reward.config import RewardSettings
 from trainer.reward.run_directory import REPORT
 from trainer.study.cells import MEASURED
@@ -114,6 +115,7 @@ def record_of(
         for step, found in sorted(steps.items())
     }
     last = steps[max(steps)]
+    metrics = read_metrics(settings.output_dir)
     report = json.loads((settings.output_dir / REPORT).read_text(encoding="utf-8"))
     ran = {
         "training": report["training"],
@@ -126,16 +128,12 @@ def record_of(
         identity=identity_of(settings),
         cells=hashes,
         trajectory=trajectory,
-        metrics={step: read_metrics(settings.output_dir, step) for step in trajectory},
+        metrics={step: _logged(metrics, step) for step in trajectory},
         rewards={name: last[f"validation/{name}"] for name in cells},
         ran=ran,
     )
 
 
-def read_metrics(run: Path, step: int) -> dict[str, float]:
-    """Everything that a run logged at ``step``."""
-    found: dict[str, float] = {}
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        if (row := json.loads(line))["step"] == step:
-            found |= row
-    return found
+def _logged(metrics: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
+    """Everything that the run logged at ``step``; a step is logged in several lines."""
+    return {name: x for row in metrics if row["step"] == step for name, x in row.items()}

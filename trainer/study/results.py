@@ -12,16 +12,8 @@ from trainer.evaluation.intervals import Estimate
 from trainer.study.cells import MEASURED
 from trainer.study.comparison import Difference, crossed_bootstrap, holm, paired
 from trainer.study.config import StudySettings
-from trainer.study.folds import Replicate
 from trainer.study.measures import CellPrompt, Values, per_prompt
-from trainer.study.records import Record, digests, identity_of
-from trainer.study.runs import (
-    cells_directory,
-    prepare,
-    read_cells,
-    record_path,
-    run_settings,
-)
+from trainer.study.runs import prepare, read_cells, read_record
 
 PRIMARY_CELL = "mutual_ood"
 RESULTS = "results.json"
@@ -56,7 +48,7 @@ def analyse(settings: StudySettings) -> Results:
     Raises:
         UsageError: fewer than two are, or a record is of other settings or other data.
     """
-    complete = [one for one in prepare(settings) if _is_complete(settings, one.number)]
+    complete = list(prepare(settings, complete=True))
     numbers = [one.number for one in complete]
     if len(numbers) < 2:
         raise UsageError(f"{settings.output_dir}: {len(numbers)} replicates are finished, 2 needed")
@@ -66,7 +58,7 @@ def analyse(settings: StudySettings) -> Results:
     for arm in settings.arms:
         table: dict[str, dict[int, list[Values]]] = {name: defaultdict(list) for name in MEASURED}
         for place, replicate in enumerate(complete):
-            record = _record(settings, arm, replicate)
+            record = read_record(settings, arm, replicate)
             for step, found in record.trajectory.items():
                 for name in MEASURED:
                     table[name][step].append(found[name])
@@ -75,15 +67,6 @@ def analyse(settings: StudySettings) -> Results:
         trajectories[arm] = {name: dict(found) for name, found in table.items()}
     by_cell = {name: [found[name] for found in cells] for name in MEASURED}
     return Results(numbers, trajectories, _compare(settings, by_cell, trajectories, last))
-
-
-def _record(settings: StudySettings, arm: str, replicate: Replicate) -> Record:
-    path = record_path(settings, arm, replicate.number)
-    record = Record.read(path)
-    run = run_settings(settings, arm, replicate.number, replicate.seed)
-    hashes = digests(cells_directory(settings, replicate.number))
-    record.check(path, identity_of(run), hashes)
-    return record
 
 
 def write_results(settings: StudySettings, results: Results) -> None:
@@ -102,10 +85,6 @@ def write_results(settings: StudySettings, results: Results) -> None:
         },
     }
     atomic.write_text(settings.output_dir / RESULTS, json.dumps(content, indent=1) + "\n")
-
-
-def _is_complete(settings: StudySettings, number: int) -> bool:
-    return all(record_path(settings, arm, number).is_file() for arm in settings.arms)
 
 
 def _compare(

@@ -30,26 +30,43 @@ def run_all(settings: StudySettings) -> Iterator[int]:
     """
     for replicate in prepare(settings):
         number = replicate.number
-        hashes = digests(cells_directory(settings, number))
         for arm in settings.arms:
-            run = run_settings(settings, arm, number, replicate.seed)
-            path = record_path(settings, arm, number)
-            if path.is_file():
-                Record.read(path).check(path, identity_of(run), hashes)
+            if (path := record_path(settings, arm, number)).is_file():
+                read_record(settings, arm, replicate)
                 continue
+            run = run_settings(settings, arm, number, replicate.seed)
             train(run)
-            steps = read_rewards(run.output_dir)
-            cells = read_cells(settings, number)
-            gap = settings.design.min_gold_gap
-            record_of(run, steps, cells, hashes, gap).write(path)
+            steps, cells = read_rewards(run.output_dir), read_cells(settings, number)
+            hashes = digests(cells_directory(settings, number))
+            record_of(run, steps, cells, hashes, settings.design.min_gold_gap).write(path)
         yield number
 
 
-def prepare(settings: StudySettings) -> Iterator[Replicate]:
-    """Every replicate, its cells written."""
+def is_complete(settings: StudySettings, number: int) -> bool:
+    """Whether every arm of a replicate has its record."""
+    return all(record_path(settings, arm, number).is_file() for arm in settings.arms)
+
+
+def read_record(settings: StudySettings, arm: str, replicate: Replicate) -> Record:
+    """The record of a run whose replicate is prepared.
+
+    Raises:
+        UsageError: it is of other settings or other data.
+    """
+    path = record_path(settings, arm, replicate.number)
+    record = Record.read(path)
+    run = run_settings(settings, arm, replicate.number, replicate.seed)
+    record.check(path, identity_of(run), digests(cells_directory(settings, replicate.number)))
+    return record
+
+
+def prepare(settings: StudySettings, *, complete: bool = False) -> Iterator[Replicate]:
+    """Every replicate, or only the complete ones, with its cells written."""
     source = read_source(settings.source)
     encoder = None
     for replicate in replicates(source.splits, source.lineages, settings.design):
+        if complete and not is_complete(settings, replicate.number):
+            continue
         cells = cells_directory(settings, replicate.number)
         if not (cells / COUNTS).is_file():
             encoder = (
