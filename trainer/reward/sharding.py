@@ -19,9 +19,14 @@ from trainer.reward import zero
 from trainer.reward.ranks import world_size
 
 
+def is_configured() -> bool:
+    """Whether ``accelerate launch`` was told to use FSDP."""
+    return _is_set("ACCELERATE_USE_FSDP")
+
+
 def is_asked_for() -> bool:
-    """Whether ``accelerate launch`` was told to use FSDP, and there are ranks to divide over."""
-    return _is_set("ACCELERATE_USE_FSDP") and world_size() > 1
+    """Whether it was, and there are ranks to divide over: false until they have met."""
+    return is_configured() and world_size() > 1
 
 
 def check_launcher() -> None:
@@ -30,7 +35,7 @@ def check_launcher() -> None:
     Raises:
         UsageError: FSDP1 or offloading.
     """
-    if not _is_set("ACCELERATE_USE_FSDP"):
+    if not is_configured():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UsageError("accelerate: only FSDP2 is supported: set fsdp_version to 2")

@@ -51,7 +51,7 @@ class Team:
                 "accelerate: DeepSpeed is not supported here; FSDP2 divides the same things: use "
                 "deploy/accelerate/fsdp2.yaml"
             )
-        if lora and sharding.is_asked_for():
+        if lora and sharding.is_configured():
             raise UsageError("lora: not supported under FSDP2; adapters are small: use ddp.yaml")
         # Or transformers would load the weights on rank 0 alone, for accelerate to hand them round.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
