@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from reward_model.flex import flex_packed_attention
-from reward_model.linear import available, product, suits
+from reward_model.linear import product, suits
 from reward_model.packing import AttentionBlock, PackedBatch
 from reward_model.segments import segment_attention
 from reward_model.slots import keys, rows_to_slots, slots_to_rows
@@ -126,7 +126,7 @@ def attend(
     rows, columns = query.shape[1], key.shape[1]
     masks = mask[None] if mask.dim() == 2 else mask
     each = len(query) // len(masks)
-    if columns >= ONEDNN_KEYS and available() and suits(query, key):
+    if columns >= ONEDNN_KEYS and suits(query, key):
         for index in range(len(query)):
             logits_MK = product(query[index], key[index])
             weights_MK = _softmax(logits_MK, masks[index // each], scale, softcap)
@@ -160,13 +160,13 @@ def _mask(
 ) -> Tensor:
     """Additive mask of a block, 0 or -inf, for ``group`` stacked copies of its queries."""
     name = (index, window, dtype, group)
-    if name not in packed.masks:
+    if name not in packed.cache:
         block = packed.blocks[index]
         visible = (_causal if packed.causal else _whole)(block, window)
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         mask = mask.masked_fill_(~visible, float("-inf"))
-        packed.masks[name] = _stack(mask, group)
-    stacked: Tensor = packed.masks[name]
+        packed.cache[name] = _stack(mask, group)
+    stacked: Tensor = packed.cache[name]
     return stacked
 
 

@@ -59,9 +59,9 @@ def flex_packed_attention(
 def block_mask(packed: PackedBatch, window: int | None) -> BlockMask:
     """Who sees whom, 64 × 64 slots at a time; made once per batch and window."""
     name = ("flex", window)
-    if name not in packed.masks:
-        packed.masks[name] = _block_mask(packed, window)
-    mask: BlockMask = packed.masks[name]
+    if name not in packed.cache:
+        packed.cache[name] = _block_mask(packed, window)
+    mask: BlockMask = packed.cache[name]
     return mask
 
 

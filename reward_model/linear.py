@@ -66,7 +66,8 @@ class _Product(Function):
 def suits(input: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN's product of these two is to be preferred: float32, on a CPU."""
     return (
-        input.device.type == weight.device.type == "cpu"
+        available()
+        and input.device.type == weight.device.type == "cpu"
         and input.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()

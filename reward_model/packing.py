@@ -77,8 +77,8 @@ class PackedBatch:
     computed_tokens: int
     causal: bool
     _tiles: Tiles
-    masks: dict[Hashable, Any] = field(default_factory=dict)
-    """Attention masks of the blocks, made at the first layer that needs them."""
+    cache: dict[Hashable, Any] = field(default_factory=dict)
+    """What the first layer that needs it makes for all of them: masks, places of keys."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -119,7 +119,7 @@ class PackedBatch:
             row_slots_T=self.row_slots_T.to(device),
             first_N=self.first_N.to(device),
             last_N=self.last_N.to(device),
-            masks={},
+            cache={},
         )
 
 

@@ -135,13 +135,13 @@ def _mask(
 ) -> Tensor:
     """Additive mask of positions, 0 or -inf, [group · queries, keys]; made once per batch."""
     name = ("segment", queries, keys, group, kind.window, dtype)
-    if name not in packed.masks:
+    if name not in packed.cache:
         query, key = (torch.arange(*one, device=packed.device) for one in (queries, keys))
         distance = query[:, None] - key[None, :]
         hidden = distance < 0 if kind.causal else torch.zeros_like(distance, dtype=torch.bool)
         if kind.window is not None:
             hidden |= distance.abs() >= kind.window
         mask = torch.zeros(hidden.shape, dtype=dtype, device=packed.device)
-        packed.masks[name] = mask.masked_fill_(hidden, float("-inf")).repeat(group, 1)
-    found: Tensor = packed.masks[name]
+        packed.cache[name] = mask.masked_fill_(hidden, float("-inf")).repeat(group, 1)
+    found: Tensor = packed.cache[name]
     return found

@@ -41,8 +41,8 @@ def keys(x_SD: Tensor, packed: PackedBatch, heads: int) -> Iterator[Tensor]:
 def _runs(packed: PackedBatch, index: int, chains_BA: Tensor, heads: int) -> Tensor:
     """Where the tiles of a block's chains are when every head has a run of its own."""
     name = ("runs", index, heads)
-    if name not in packed.masks:
+    if name not in packed.cache:
         head = torch.arange(heads, device=chains_BA.device)[None, :, None]
-        packed.masks[name] = (chains_BA[:, None, :] * heads + head).view(-1)
-    runs: Tensor = packed.masks[name]
+        packed.cache[name] = (chains_BA[:, None, :] * heads + head).view(-1)
+    runs: Tensor = packed.cache[name]
     return runs
