@@ -96,8 +96,8 @@ class Load:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=CLIENTS)
-        self.http = httpx.AsyncClient(limits=limits, timeout=600)
+        # One for each: httpx looks through all connections of a client at every request.
+        self.clients = [httpx.AsyncClient(timeout=600) for _ in range(CLIENTS)]
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
@@ -109,10 +109,10 @@ class Load:
     async def _send(self, url: str, body: Body, requests: Sequence[Sequences]) -> None:
         waiting = iter(requests)
 
-        async def client() -> None:
+        async def keep_asking(client: httpx.AsyncClient) -> None:
             for sequences in waiting:
                 path, content = body(sequences)
-                response = await self.http.post(url + path, json=content)
+                response = await client.post(url + path, json=content)
                 response.raise_for_status()
 
-        await asyncio.gather(*(client() for _ in range(min(CLIENTS, len(requests)))))
+        await asyncio.gather(*map(keep_asking, self.clients[: len(requests)]))

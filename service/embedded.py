@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from reward_model.bases import Bases
@@ -16,16 +17,18 @@ from service.metrics import Metrics
 from service.replica import WARM_UP_TOKENS, Replica
 from service.scorer import Readiness, Scored, ServedModel, TokenIds
 from service.settings import ModelSettings, ServiceSettings
+from service.threads import ComputeThreads, in_passing_thread
 
 logger = logging.getLogger("service.embedded")
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One model being served: what the app sees, the replica, and the queue before it."""
+    """One model being served: what the app sees, the replica, its thread, the queue before it."""
 
     served: ServedModel
     replica: Replica
+    thread: ThreadPoolExecutor
     batcher: Batcher
 
 
@@ -37,6 +40,7 @@ class EmbeddedScorer:
         self.metrics = metrics
         self._cache = ResultCache(settings.cache_mib << 20)
         self._bases = Bases()
+        self._threads = ComputeThreads()
         self._seats: dict[str, Seat] = {}
         self._served: dict[str, ServedModel] = {}
         self._reloading = asyncio.Lock()
@@ -74,7 +78,7 @@ class EmbeddedScorer:
     def _change(self, name: str, new: Seat) -> None:
         old = self._seats[name]
         if new.served.version == old.served.version:
-            new.replica.close()
+            self._threads.give_back(new.thread)
             return
         # New dictionaries: whoever holds the old ones sees one state and not half of another.
         self._seats = self._seats | {name: new}
@@ -85,7 +89,7 @@ class EmbeddedScorer:
 
     async def _retire(self, old: Seat) -> None:
         await old.batcher.drain()
-        old.replica.close()
+        self._threads.give_back(old.thread)
         self.metrics.model_info.remove(*_info(old.served))
         fields = {"model": old.served.name, "version": old.served.version}
         logger.info("old version retired", extra={FIELDS: fields})
@@ -144,9 +148,10 @@ class EmbeddedScorer:
         for seat in self._seats.values():
             if drain:
                 await seat.batcher.drain()
-            seat.replica.close()
+            self._threads.give_back(seat.thread)
         if drain:
             await asyncio.gather(*self._retiring)
+        self._threads.close()
 
     def _seat(self, model: str) -> Seat:
         if not self._seats:
@@ -161,8 +166,26 @@ class EmbeddedScorer:
 
     async def _load(self, own: ModelSettings) -> Seat:
         settings = self._settings
-        model = await asyncio.to_thread(
-            RewardModel.load,
+        replica = await in_passing_thread(self._open, own)
+        thread = self._threads.take(own.name, replica.model.device)
+        served = served_model(own, settings, replica)
+        batcher = Batcher(
+            own.name,
+            replica.compute,
+            thread,
+            self.metrics,
+            max_batch_tokens=settings.batch_tokens,
+            max_queue_tokens=settings.max_queue_tokens,
+            share_prefix=settings.share_prefix and replica.model.causal,
+            tokens_per_second=replica.tokens_per_second,
+            remember=self._remember,
+        )
+        self._report(served, replica)
+        return Seat(served, replica, thread, batcher)
+
+    def _open(self, own: ModelSettings) -> Replica:
+        settings = self._settings
+        model = RewardModel.load(
             own.path,
             dtype=settings.dtype,
             device=settings.device,
@@ -171,22 +194,8 @@ class EmbeddedScorer:
             base=own.base,
         )
         replica = Replica(own.name, model, share_prefix=settings.share_prefix)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(replica.executor, replica.warm_up, self._warm_up_tokens(model))
-        served = served_model(own, settings, replica)
-        batcher = Batcher(
-            own.name,
-            replica.compute,
-            replica.executor,
-            self.metrics,
-            max_batch_tokens=settings.batch_tokens,
-            max_queue_tokens=settings.max_queue_tokens,
-            share_prefix=settings.share_prefix and model.causal,
-            tokens_per_second=replica.tokens_per_second,
-            remember=self._remember,
-        )
-        self._report(served, replica)
-        return Seat(served, replica, batcher)
+        replica.warm_up(self._warm_up_tokens(model))
+        return replica
 
     def _warm_up_tokens(self, model: RewardModel) -> int:
         """On an accelerator a full batch, which proves the budget; on the CPU that takes long."""

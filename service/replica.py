@@ -1,10 +1,9 @@
-"""One model on one device, in a thread of its own: one packed batch after another."""
+"""One model on one device: one packed batch after another."""
 
 import logging
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,7 +39,7 @@ class Replica:
     A batch that fails (an exception, out of memory, a score that is not finite) is cut in two and
     each half is tried again, down to the sequences that fail alone.
 
-    Every method but :meth:`run` blocks; call it through :meth:`run`, in the replica's own thread.
+    Its methods block, and are called from one thread at a time (:mod:`service.threads`).
     """
 
     def __init__(self, name: str, model: RewardModel, *, share_prefix: bool = True) -> None:
@@ -53,7 +52,6 @@ class Replica:
         self.tokens_per_second = 0.0
         self._bisections = 0
         self.broken = ""
-        self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"replica-{name}")
         self._probe_score: float | None = None
         self._ran_out_of_memory = False
 
@@ -105,9 +103,6 @@ class Replica:
             computed_tokens += tokens
         seconds = time.perf_counter() - started
         return Computed(outcomes, computed_tokens, seconds, self._bisections)
-
-    def close(self) -> None:
-        self.executor.shutdown(wait=False, cancel_futures=True)
 
     def _score(self, sequences: Sequence[TokenIds]) -> tuple[list[Outcome | ServiceError], int]:
         failure: ItemFailure | ServiceError

@@ -1,6 +1,6 @@
 """Bisection and fallback, on a real model with faults put into its forward by hand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,10 @@ Fault = Callable[[PackedBatch, RewardOutput], RewardOutput]
 
 
 @pytest.fixture
-def replica(checkpoint: Path) -> Iterator[Replica]:
+def replica(checkpoint: Path) -> Replica:
     replica = Replica("tiny", RewardModel.load(checkpoint))
     replica.warm_up(64)
-    yield replica
-    replica.close()
+    return replica
 
 
 def sequences(count: int = 9) -> list[list[int]]:
@@ -156,7 +155,6 @@ def test_a_failed_self_test_falls_back_to_one_sequence_per_forward(
     assert replica.compute(items).outcomes == wanted
     assert sizes == [1] * 5
     assert replica.scoring == "one sequence per forward"
-    replica.close()
 
 
 def test_a_budget_that_does_not_fit_into_memory_is_refused_at_the_start(
@@ -174,7 +172,6 @@ def test_a_budget_that_does_not_fit_into_memory_is_refused_at_the_start(
     monkeypatch.setattr(replica_module, "self_test", lambda model: SelfTest(42, 0))
     with pytest.raises(UsageError, match="lower --max_batch_tokens"):
         replica.warm_up(2048)
-    replica.close()
 
 
 def test_warm_up_measures_a_rate_and_fails_when_nothing_can_be_scored(
@@ -196,4 +193,3 @@ def test_warm_up_measures_a_rate_and_fails_when_nothing_can_be_scored(
     failing = True
     with pytest.raises(ServiceError):
         replica.warm_up(64)
-    replica.close()
