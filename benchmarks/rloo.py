@@ -7,8 +7,7 @@ reward, samples per step, temperature, KL weight and optimiser are the same. Eac
 of its own on the same cores, and rounds are interleaved with fresh prompts. Timed is the training
 loop, from nothing to the last step's weights in the generator: our overlap pays for its start too.
 
-TRL's arm gets the micro-batch that was fastest in a first round. We run two stages at once, so each
-gets half of the threads that TRL's one stage gets.
+TRL's arm gets the micro-batch that was fastest in a first round.
 
 Without ``--policy`` the model is random, its end-of-turn token made likely enough for responses to
 end by chance somewhere between one token and the limit; ``mean_length`` says where.
@@ -98,7 +97,7 @@ def compare(
 ) -> tuple[dict[str, list[dict[str, float]]], dict[str, float]]:
     """What each arm answered in every round, and seconds of TRL's micro-batches in the first."""
     cores = len(os.sched_getaffinity(0))
-    threads = {"ours": max(1, cores // 2), "trl": cores}
+    environment = {"OMP_NUM_THREADS": str(cores), "TOKENIZERS_PARALLELISM": "false"}
     common = {
         "policy": str(policy), "workspace": str(directory), "steps": arguments.steps,
         "prompts_per_step": arguments.prompts_per_step, "k": arguments.k,
@@ -109,10 +108,10 @@ def compare(
             name: stack.enter_context(
                 Worker(
                     [sys.executable, "-m", "benchmarks.rloo_worker", name, json.dumps(common)],
-                    {"OMP_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"},
+                    environment,
                 )
             )
-            for name, count in threads.items()
+            for name in ("ours", "trl")
         }
         samples = arguments.prompts_per_step * arguments.k
         sizes = [size for size in (samples, samples // 2, samples // 4) if size >= 1]

@@ -106,7 +106,7 @@ class OurArm:
         return {"seconds": seconds, "cpu_seconds": cpu_seconds, "length": length}
 
     async def _timed(self, session: Session) -> tuple[float, float]:
-        weights = session.write_weights()
+        weights = await session.compute(session.write_weights)
         generation = open_generator(
             session.settings.generation,
             session.sampling,
@@ -114,6 +114,7 @@ class OurArm:
             weights=weights,
             run_dir=session.run_dir,
             device="cpu",
+            threads=session.threads,
         )
         with Interruption() as interruption:
             async with Rewards.open(session.settings.reward) as rewards, generation as generator:
@@ -124,7 +125,7 @@ class OurArm:
                     worker = tasks.create_task(rollouts.run())
                     await learn(session, rollouts, generator, rewards, interruption)
                     worker.cancel()
-                await generator.publish(session.write_weights(), session.step)
+                await generator.publish(await session.compute(session.write_weights), session.step)
                 return time.perf_counter() - started, time.process_time() - cpu
 
 

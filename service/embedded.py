@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from reward_model.bases import Bases
 from reward_model.errors import SumzeroError
 from reward_model.model import RewardModel
+from reward_model.threads import ComputeThreads, in_passing_thread
 from service.batcher import BatchedScores, Batcher
 from service.cache import ResultCache, digest
 from service.errors import Unavailable, UnknownModel, VersionChanged
@@ -17,7 +18,6 @@ from service.metrics import Metrics
 from service.replica import WARM_UP_TOKENS, Replica
 from service.scorer import Readiness, Scored, ServedModel, TokenIds
 from service.settings import ModelSettings, ServiceSettings
-from service.threads import ComputeThreads, in_passing_thread
 
 logger = logging.getLogger("service.embedded")
 

@@ -39,7 +39,7 @@ class Replica:
     A batch that fails (an exception, out of memory, a score that is not finite) is cut in two and
     each half is tried again, down to the sequences that fail alone.
 
-    Its methods block, and are called from one thread at a time (:mod:`service.threads`).
+    Its methods block, and are called from one thread at a time (:mod:`reward_model.threads`).
     """
 
     def __init__(self, name: str, model: RewardModel, *, share_prefix: bool = True) -> None:

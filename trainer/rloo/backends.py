@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from reward_model.errors import UsageError
+from reward_model.threads import ComputeThreads
 from trainer.rloo.config import Generation
 from trainer.rloo.embedded import EmbeddedGenerator
 from trainer.rloo.generation import Generator, Sampling
@@ -36,13 +38,16 @@ async def open_generator(
     run_dir: Path,
     device: str,
     snapshot: Snapshot | None = None,
+    threads: ComputeThreads | None = None,
 ) -> AsyncIterator[Generator]:
     """Yield a generator that is up; ``weights`` are what a server of our own starts with.
 
-    ``snapshot`` holds later versions where they do not go by the directory.
+    ``snapshot`` holds later versions where they do not go by the directory; ``threads`` are those
+    in which this process computes.
     """
     if chosen_backend(settings) == "embedded":
-        async with _embedded(settings, sampling, tokenizer, device) as embedded:
+        thread = None if threads is None else threads.take("generator", torch.device(device))
+        async with _embedded(settings, sampling, tokenizer, device, thread) as embedded:
             yield embedded
     else:
         async with _vllm(
@@ -53,10 +58,14 @@ async def open_generator(
 
 @asynccontextmanager
 async def _embedded(
-    settings: Generation, sampling: Sampling, tokenizer: PreTrainedTokenizerBase, device: str
+    settings: Generation,
+    sampling: Sampling,
+    tokenizer: PreTrainedTokenizerBase,
+    device: str,
+    thread: Executor | None,
 ) -> AsyncIterator[EmbeddedGenerator]:
     generator = EmbeddedGenerator(
-        tokenizer, sampling, max_batch=settings.embedded_batch, device=device
+        tokenizer, sampling, max_batch=settings.embedded_batch, device=device, thread=thread
     )
     async with asyncio.TaskGroup() as tasks:
         worker = tasks.create_task(generator.run())

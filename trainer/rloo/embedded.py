@@ -5,9 +5,11 @@ is does not depend on who shares its batch (up to rounding).
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -22,6 +24,8 @@ from transformers import (
 from trainer.rloo.generation import Gate, Sampling, response_text
 from trainer.rloo.samples import Sample
 from trainer.rloo.weight_sync import check_ready
+
+T = TypeVar("T")
 
 COMPACT_STEPS = 16
 """How often rows that have ended leave the batch."""
@@ -40,6 +44,7 @@ class EmbeddedGenerator:
 
     Args:
         max_batch: sequences at once; a single request may be larger.
+        thread: where to compute; a thread of the event loop's otherwise.
     """
 
     def __init__(
@@ -49,8 +54,10 @@ class EmbeddedGenerator:
         *,
         max_batch: int = 64,
         device: str = "cpu",
+        thread: Executor | None = None,
     ) -> None:
         self.version = -1
+        self._thread = thread
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._max_batch = max_batch
@@ -81,7 +88,7 @@ class EmbeddedGenerator:
     async def publish(self, path: Path, version: int) -> None:
         check_ready(path, version)
         async with self._gate.closed():
-            await asyncio.to_thread(self._load, path)
+            await self._compute(self._load, path)
             self.version = version
 
     async def aclose(self) -> None:
@@ -89,7 +96,7 @@ class EmbeddedGenerator:
 
     async def _answer(self, batch: list[_Request]) -> None:
         try:
-            answers = await asyncio.to_thread(self._sample, batch)
+            answers = await self._compute(self._sample, batch)
         except BaseException as error:
             for request in batch:
                 if not request.answer.done():
@@ -98,6 +105,10 @@ class EmbeddedGenerator:
         for request, samples in zip(batch, answers, strict=True):
             if not request.answer.done():
                 request.answer.set_result(samples)
+
+    async def _compute(self, function: Callable[..., T], *arguments: object) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
 
     def _load(self, path: Path) -> None:
         if self._model is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 
 import torch
 
@@ -16,11 +17,18 @@ Logprobs = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], TokenLog
 
 
 async def logprob_difference(
-    generator: Generator, logprobs: Logprobs, prompt_ids: Sequence[int]
+    generator: Generator,
+    logprobs: Logprobs,
+    prompt_ids: Sequence[int],
+    thread: Executor | None = None,
 ) -> float:
-    """Mean |log pi_sampler - log pi_learner| per token of a few samples, in nats."""
+    """Mean |log pi_sampler - log pi_learner| per token of a few samples, in nats.
+
+    ``logprobs`` is called in ``thread``, or in one of the event loop's.
+    """
     samples = await generator.generate(prompt_ids, SAMPLES, seed=0)
-    return await asyncio.to_thread(_difference, logprobs, prompt_ids, samples)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(thread, _difference, logprobs, prompt_ids, samples)
 
 
 @torch.no_grad()
@@ -31,13 +39,17 @@ def _difference(logprobs: Logprobs, prompt_ids: Sequence[int], samples: Sequence
 
 
 async def check_logprobs(
-    generator: Generator, logprobs: Logprobs, prompt_ids: Sequence[int], tolerance: float
+    generator: Generator,
+    logprobs: Logprobs,
+    prompt_ids: Sequence[int],
+    tolerance: float,
+    thread: Executor | None = None,
 ) -> float:
     """The difference. Raises SumzeroError above ``tolerance``: importance weights would be wrong.
 
     A long prompt shows more: some faults begin beyond 256 tokens.
     """
-    difference = await logprob_difference(generator, logprobs, prompt_ids)
+    difference = await logprob_difference(generator, logprobs, prompt_ids, thread)
     if not difference <= tolerance:
         raise SumzeroError(
             f"the generator's log-probabilities are {difference:.2g} nats off the policy's on "

@@ -1,15 +1,17 @@
 """What a run works with: loaded once, before anything is started."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from reward_model import atomic
 from reward_model.errors import UsageError
+from reward_model.threads import ComputeThreads, without_helpers
 from trainer.rloo.checkpoint import list_checkpoints, load_learner, read_step
 from trainer.rloo.config import RlooSettings
 from trainer.rloo.generation import Sampling
@@ -24,6 +26,8 @@ from trainer.rloo.samples import Prompt
 from trainer.rloo.team import Team, divide
 from trainer.rloo.weight_sync import WeightStore, write_policy
 from trainer.rloo.weight_transfer import Snapshot
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -43,7 +47,16 @@ class Session:
     step: int
     snapshot: Snapshot | None = None
     """Of the published version, where weights go to vLLM past the file system."""
+    threads: ComputeThreads = field(default_factory=ComputeThreads)
     _first: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.thread = self.threads.take("learner", self.learner.team.device)
+
+    async def compute(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call ``function`` where the learner computes: off the event loop, one at a time."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.thread, function, *arguments)
 
     @property
     def total_steps(self) -> int:
@@ -87,6 +100,8 @@ class Session:
 
     def close(self) -> None:
         self.metrics.close()
+        self.threads.give_back(self.thread)
+        self.threads.close()
 
 
 def open_session(settings: RlooSettings, team: Team | None = None) -> Session | None:
@@ -96,7 +111,8 @@ def open_session(settings: RlooSettings, team: Team | None = None) -> Session | 
     """
     team = team or Team(settings.device)
     transformers_logging.disable_progress_bar()  # a bar for every version written says nothing
-    base, tokenizer = _load(settings, settings.policy)
+    with without_helpers():
+        base, tokenizer = _load(settings, settings.policy)
     _check_length(settings, base)
     encoder = _encoder(settings, tokenizer)
     prompts = read_prompts(settings.prompts, encoder)
@@ -109,9 +125,9 @@ def open_session(settings: RlooSettings, team: Team | None = None) -> Session | 
         open_run(settings)
     team.wait()  # --restart throws away what the others would go on from
     checkpoints = list_checkpoints(settings.output_dir)
-    learner, adapters = open_learner(
-        settings, base, checkpoints, team, total_steps=_total_steps(settings, len(prompts))
-    )
+    steps = _total_steps(settings, len(prompts))
+    with without_helpers():
+        learner, adapters = open_learner(settings, base, checkpoints, team, total_steps=steps)
     if not team.leads:
         team.follow(learner)
         return None

@@ -76,7 +76,7 @@ async def _interruptible(session: Session) -> bool:
 async def _run(session: Session, interruption: Interruption) -> bool:
     """The whole run; whether it came to its end."""
     settings = session.settings
-    weights = session.write_weights()
+    weights = await session.compute(session.write_weights)
     async with (
         Rewards.open(settings.reward, session.tokenizer) as rewards,
         open_generator(
@@ -87,6 +87,7 @@ async def _run(session: Session, interruption: Interruption) -> bool:
             run_dir=session.run_dir,
             device=str(session.learner.team.device),
             snapshot=session.snapshot,
+            threads=session.threads,
         ) as generator,
     ):
         await generator.publish(weights, session.step)
@@ -130,7 +131,7 @@ async def learn(
                 return
             values = describe_groups(groups, session.step)
             with learning.busy():
-                values |= await asyncio.to_thread(session.learner.step, groups, session.step)
+                values |= await session.compute(session.learner.step, groups, session.step)
             session.step += 1
             session.ledger.train(session.step, [group.position for group in groups])
             publishing = time.monotonic()
@@ -154,7 +155,7 @@ def _keep_samples(session: Session, groups: Sequence[Group]) -> None:
 
 
 async def _publish(session: Session, generator: Generator, rollouts: Rollouts) -> None:
-    path = await asyncio.to_thread(session.write_weights)
+    path = await session.compute(session.write_weights)
     await generator.publish(path, session.step)
     await rollouts.publish(session.step)
 
@@ -165,7 +166,7 @@ async def _now_and_then(session: Session, generator: Generator, rewards: Rewards
     if step == session.total_steps:
         return
     if step % settings.checkpoint_steps == 0:
-        await asyncio.to_thread(
+        await session.compute(
             save_checkpoint,
             session.run_dir,
             session.learner,
@@ -182,14 +183,14 @@ async def _evaluate(session: Session, generator: Generator, rewards: Rewards) ->
     if session.heldout is None:
         return
     if generator.version != session.step:
-        await generator.publish(await asyncio.to_thread(session.write_weights), session.step)
+        await generator.publish(await session.compute(session.write_weights), session.step)
     evaluation = HeldOutEvaluation(
         session.heldout.prompts,
         session.settings.heldout.samples_per_prompt,
         session.settings.seed,
     )
     groups = await evaluation.run(generator, rewards)
-    session.metrics.log(session.step, await asyncio.to_thread(describe, groups, session.learner))
+    session.metrics.log(session.step, await session.compute(describe, groups, session.learner))
     write_table(session.run_dir / f"heldout-{session.step}.jsonl", groups)
 
 
@@ -203,7 +204,9 @@ async def _probe(session: Session, generator: Generator) -> None:
     prompt = long_prompt(
         [prompt.token_ids for prompt in session.prompts.prompts], generation.max_prompt_tokens
     )
-    difference = await check_logprobs(generator, session.learner.logprobs, prompt, tolerance)
+    difference = await check_logprobs(
+        generator, session.learner.logprobs, prompt, tolerance, session.thread
+    )
     session.metrics.log(session.step, {"probe/sampler_difference": difference})
 
 

@@ -2,13 +2,14 @@
 
 OpenMP gives every thread that computes helpers of its own, and as soon as these are more than the
 machine has processors, GCC's lets all of them sleep at every barrier instead of waiting awake: a
-forward on two cores took 1.4 times as long. So on a CPU all models compute in one thread, and a
-load takes its helpers with it when it is done.
+forward on two cores took 1.4 times as long. So on a CPU a process computes in one thread, and what
+loads the models leaves no helpers behind.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -34,7 +35,7 @@ class ComputeThreads:
             thread.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """End the thread that is left."""
+        """End the thread that is left; what it is doing, it does to the end."""
         self._cpu.shutdown(wait=False, cancel_futures=True)
 
 
@@ -45,3 +46,17 @@ async def in_passing_thread(function: Callable[..., T], *arguments: object) -> T
         return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
     finally:
         thread.shutdown(wait=False)
+
+
+@contextmanager
+def without_helpers() -> Iterator[None]:
+    """Compute with this thread alone, which then keeps no helpers that others would have to spare.
+
+    For loading, in a thread that computes nothing later.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
