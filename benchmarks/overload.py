@@ -27,10 +27,17 @@ def overload(dtype: str, seconds: float) -> dict[str, object]:
             started = time.perf_counter()
             load.send(url, our_body, warm)
             capacity = len(warm) / (time.perf_counter() - started)
-            return load.run(_flood(load.http, url, OVERLOAD_FACTOR * capacity, seconds))  # type: ignore[no-any-return]
+            return asyncio.run(_flood(url, OVERLOAD_FACTOR * capacity, seconds))
 
 
-async def _flood(
+async def _flood(url: str, rate: float, seconds: float) -> dict[str, object]:
+    """``rate`` requests a second, each on whatever connection is free."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=CLIENTS)
+    async with httpx.AsyncClient(limits=limits, timeout=600) as http:
+        return await _flood_with(http, url, rate, seconds)
+
+
+async def _flood_with(
     http: httpx.AsyncClient, url: str, rate: float, seconds: float
 ) -> dict[str, object]:
     statuses: dict[str, int] = {}
