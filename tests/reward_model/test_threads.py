@@ -1,6 +1,7 @@
 import asyncio
 import threading
 
+import pytest
 import torch
 
 from reward_model.threads import ComputeThreads, in_passing_thread, without_helpers
@@ -14,11 +15,13 @@ def test_models_on_the_cpu_share_a_thread_and_others_do_not() -> None:
     assert len({one, other, another}) == 3
     threads.give_back(one)
     threads.give_back(other)
-    assert two.submit(threading.get_ident).result()
-    assert other._shutdown
-    another.shutdown()
+    assert two.submit(threading.get_ident).result() == one.submit(threading.get_ident).result()
+    assert another.submit(threading.get_ident).result() != two.submit(threading.get_ident).result()
+    threads.give_back(another)
     threads.close()
-    assert two._shutdown
+    for ended in (one, other, another):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            ended.submit(threading.get_ident)
 
 
 async def test_a_passing_thread_is_gone_afterwards() -> None:
