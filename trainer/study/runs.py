@@ -42,11 +42,6 @@ def run_all(settings: StudySettings) -> Iterator[int]:
         yield number
 
 
-def is_complete(settings: StudySettings, number: int) -> bool:
-    """Whether every arm of a replicate has its record."""
-    return all(record_path(settings, arm, number).is_file() for arm in settings.arms)
-
-
 def read_record(settings: StudySettings, arm: str, replicate: Replicate) -> Record:
     """The record of a run whose replicate is prepared.
 
@@ -65,7 +60,7 @@ def prepare(settings: StudySettings, *, complete: bool = False) -> Iterator[Repl
     source = read_source(settings.source)
     encoder = None
     for replicate in replicates(source.splits, source.lineages, settings.design):
-        if complete and not is_complete(settings, replicate.number):
+        if complete and not _is_complete(settings, replicate.number):
             continue
         cells = cells_directory(settings, replicate.number)
         if not (cells / COUNTS).is_file():
@@ -77,6 +72,11 @@ def prepare(settings: StudySettings, *, complete: bool = False) -> Iterator[Repl
             )
             write_cells(replicate, source, settings.design, encoder, cells)
         yield replicate
+
+
+def _is_complete(settings: StudySettings, number: int) -> bool:
+    """Whether every arm of a replicate has its record."""
+    return all(record_path(settings, arm, number).is_file() for arm in settings.arms)
 
 
 def read_cells(settings: StudySettings, number: int) -> dict[str, list[CellPrompt]]:
