@@ -129,8 +129,10 @@ async def test_groups_come_back_in_order_and_shape(start: Start) -> None:
         scores = await client.score_groups(prompts, groups)
     assert scores == [[1.0, 2.0], [], [3.0] * 70, [4.0]]
     assert len(server.requests) > 1
-    assert server.requests[0]["items"][0] == {"prompt": "p", "responses": ["a", "bb"]}
-    assert 0 < server.requests[0]["timeout_ms"] <= 180_000
+    # Requests are sent side by side: which arrives first is not said.
+    items = [item for body in server.requests for item in body["items"]]
+    assert items.count({"prompt": "p", "responses": ["a", "bb"]}) == 1
+    assert all(0 < body["timeout_ms"] <= 180_000 for body in server.requests)
 
 
 async def test_no_items_need_no_server() -> None:
