@@ -138,7 +138,7 @@ def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
         / statistics.median(seconds["packed"])
         / rate,
         "attention_share_of_flops": attention / (linear + attention),
-        "own_time": peak.where_time_goes(ours, texts(0, count, vocab, longest)),
+        "share_of_time": peak.where_time_goes(ours, texts(0, count, vocab, longest)),
     }
     if ours.causal:
         saved = K * (PROMPT + RESPONSE) / (PROMPT + K * RESPONSE)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the images with a real engine, brings the stack up, scores over HTTP, runs RLOO against it
-# with a restart of the scorer in its middle, looks at users, logs and images, and takes it down.
+# with a restart of the scorer in its middle, lets Prometheus watch, looks at users, logs and images,
+# and takes it down.
 #     bash docker/verify.sh            the service; the RLOO profile too if the vLLM image is there
 #     bash docker/verify.sh --rloo     builds the vLLM and trainer images as well
 # Ends with 1 when a check failed, and with 0 and the word SKIPPED where there is no engine.
@@ -14,6 +15,8 @@ key="key-$RANDOM$RANDOM$RANDOM"
 started_engine=
 say() { printf '%s verify: %s\n' "$(date +%H:%M:%S)" "$*"; }
 fail() { say "FAILED: $*" >&2; exit 1; }
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+pinned() { sed -n "s/^ *image: \${$1:-\(.*\)}/\1/p" compose.yaml; }
 
 start_engine() {
   local engine=../shared/docker/local-engine.sh answered= base
@@ -36,13 +39,14 @@ choose_compose() {
   if docker compose version >/dev/null 2>&1; then compose=(docker compose)
   elif command -v docker-compose >/dev/null; then compose=(docker-compose)
   else say "SKIPPED: neither 'docker compose' nor docker-compose is installed"; exit 0; fi
+  stack=("${compose[@]}" --profile rloo --profile monitoring)
 }
 
 clean_up() {
   local code=$?
   trap - EXIT INT TERM
-  if [[ $code != 0 ]]; then "${compose[@]}" --profile rloo logs --tail 60 2>/dev/null || true; fi
-  "${compose[@]}" --profile rloo down --volumes --remove-orphans >/dev/null 2>&1 || true
+  if [[ $code != 0 ]]; then "${stack[@]}" logs --tail 60 2>/dev/null || true; fi
+  "${stack[@]}" down --volumes --remove-orphans >/dev/null 2>&1 || true
   leftovers=$(docker ps -aq --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME")
   [[ -z $leftovers ]] || { say "containers left over: $leftovers" >&2; code=1; }
   if [[ $started_engine ]]; then stop_engine; fi
@@ -57,7 +61,7 @@ stop_engine() {
   say "stopped the engine that this run started"
 }
 
-container() { "${compose[@]}" ps -q "$1"; }
+container() { "${stack[@]}" ps -q "$1"; }
 health() { docker inspect -f '{{.State.Health.Status}}' "$(container "$1")" 2>/dev/null || true; }
 
 wait_healthy() {  # wait_healthy SERVICE SECONDS
@@ -130,9 +134,9 @@ steps() {  # how many the RLOO run has written down
 
 check_rloo() {
   say "running RLOO against vLLM and the service"
-  "${compose[@]}" --profile rloo up -d
+  "${stack[@]}" up -d score rloo
   local id code done_before=0 score
-  id=$("${compose[@]}" --profile rloo ps -q rloo)
+  id=$("${stack[@]}" ps -q rloo)
   score=$(container score)
   for _ in $(seq 600); do
     done_before=$(steps "$id")
@@ -156,6 +160,50 @@ check_rloo() {
   say "RLOO ended by itself after $(steps "$id") steps"
 }
 
+check_monitoring() {
+  if ! docker image inspect "$prometheus" >/dev/null 2>&1 && ! docker pull -q "$prometheus" >/dev/null 2>&1; then
+    say "$prometheus cannot be pulled here; one is built from Debian's packages"
+    prometheus=sumzero-prometheus
+    docker build -q -f docker/Dockerfile.prometheus -t "$prometheus" \
+      ${PYTHON_IMAGE:+--build-arg "PYTHON_IMAGE=$PYTHON_IMAGE"} docker >/dev/null
+  fi
+  export PROMETHEUS_IMAGE=$prometheus
+  say "watching the service with $prometheus"
+  "${stack[@]}" up -d prometheus
+  wait_healthy prometheus 120
+  check_watched || fail "Prometheus does not see the service"
+  [[ $(docker exec "$(container prometheus)" id -u) != 0 ]] || fail "prometheus runs as root"
+  if docker image inspect "$grafana" >/dev/null 2>&1 || docker pull -q "$grafana" >/dev/null 2>&1; then
+    "${stack[@]}" up -d grafana
+    wait_healthy grafana 180
+    curl -sf "http://127.0.0.1:$GRAFANA_PORT/api/search?type=dash-db" | grep -qi sumzero || fail "Grafana has no dashboard"
+  else
+    say "Grafana is not run: $grafana cannot be pulled here"
+  fi
+}
+
+check_watched() {  # the service is scraped, what it scored is counted, every rule is loaded and quiet
+  python3 - "http://127.0.0.1:$PROMETHEUS_PORT/api/v1" "$(grep -c 'alert:' deploy/prometheus/rules.yaml)" <<'PY'
+import json, sys, time, urllib.parse, urllib.request
+url, alerts = sys.argv[1], int(sys.argv[2])
+def ask(path):
+    with urllib.request.urlopen(f"{url}/{path}", timeout=5) as answer:
+        return json.load(answer)["data"]
+def value(query):
+    result = ask("query?" + urllib.parse.urlencode({"query": query}))["result"]
+    return float(result[0]["value"][1]) if result else 0.0
+deadline = time.monotonic() + 60
+while not (value('up{job="sumzero"}') == 1 and value("sum(sumzero_items_total)") > 0):
+    assert time.monotonic() < deadline, ask("targets")
+    time.sleep(1)
+rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+assert len(rules) == alerts and not any(rule.get("lastError") for rule in rules), rules
+firing = [rule["name"] for rule in rules if rule["state"] == "firing"]
+assert not firing, firing
+print("scraped;", len(rules), "rules loaded, none fires")
+PY
+}
+
 check_images() {
   local image
   for image in "sumzero:${TAG:-cpu}" "sumzero-trainer:${TAG:-cpu}" "sumzero-vllm:${TAG:-cpu}"; do
@@ -168,7 +216,7 @@ check_images() {
 
 check_logs() {
   local logs
-  logs=$("${compose[@]}" --profile rloo logs --no-color 2>&1)
+  logs=$("${stack[@]}" logs --no-color 2>&1)
   grep -q "score" <<<"$logs" || fail "no logs to look at"
   if grep -qF "$marker" <<<"$logs"; then fail "user text in a log"; fi
   if grep -qF "$key" <<<"$logs"; then fail "an API key in a log"; fi
@@ -184,11 +232,12 @@ check_stop() {
 start_engine
 choose_compose
 COMPOSE_PROJECT_NAME="sumzero-verify-$$"
-PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+PORT=$(free_port) PROMETHEUS_PORT=$(free_port) GRAFANA_PORT=$(free_port)
 SUMZERO_API_KEYS=$key
+prometheus=${PROMETHEUS_IMAGE:-$(pinned PROMETHEUS_IMAGE)} grafana=${GRAFANA_IMAGE:-$(pinned GRAFANA_IMAGE)}
 # A machine whose pip has wheels of its own lets pip find torch by itself.
 if [[ -z ${TORCH_INDEX_URL+set} && -n ${PIP_FIND_LINKS:-} ]]; then TORCH_INDEX_URL=; fi
-export COMPOSE_PROJECT_NAME PORT SUMZERO_API_KEYS ${TORCH_INDEX_URL+TORCH_INDEX_URL}
+export COMPOSE_PROJECT_NAME PORT PROMETHEUS_PORT GRAFANA_PORT SUMZERO_API_KEYS ${TORCH_INDEX_URL+TORCH_INDEX_URL}
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 
@@ -197,12 +246,13 @@ say "building the service image"
 say "starting"
 "${compose[@]}" up -d score
 check_service
-if [[ $with_rloo == --rloo ]]; then "${compose[@]}" --profile rloo build policy vllm; fi
+if [[ $with_rloo == --rloo ]]; then "${stack[@]}" build policy vllm; fi
 if docker image inspect "sumzero-vllm:${TAG:-cpu}" "sumzero-trainer:${TAG:-cpu}" >/dev/null 2>&1; then
   check_rloo
 else
   say "the RLOO profile is not run: its images are not built (docker/verify.sh --rloo builds them)"
 fi
+check_monitoring
 check_logs
 check_images
 check_stop
