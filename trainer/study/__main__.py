@@ -3,6 +3,7 @@
 Everything is in ``output_dir``: ``cells/`` (what was trained on and measured), ``runs/`` (a run
 directory of ``trainer.reward`` per arm and replicate), ``results.json`` and ``report.html``, both
 written anew whenever a replicate is complete. The same command goes on where it was stopped.
+``--pilot '[2e-5, 5e-5]'`` compares learning rates on the dev set instead: ``pilot.json``.
 """
 
 import sys
@@ -16,11 +17,20 @@ def _command(settings: StudySettings) -> None:
     from transformers.utils import logging
 
     from trainer.study.page import write_page
+    from trainer.study.pilot import try_rates, write_trials
     from trainer.study.results import analyse, write_results
     from trainer.study.runs import run_all
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if settings.pilot is not None:
+        trials = []
+        for trial in try_rates(settings):
+            trials.append(trial)
+            write_trials(settings, trials)
+            (step, best), last = trial.best, trial.taus[max(trial.taus)]
+            print(f"lr {trial.lr:g}: dev τ-b {best:.3f} at step {step}, {last:.3f} at the last")
+        return
     complete = 0
     if not settings.analyse_only:
         for _ in run_all(settings):

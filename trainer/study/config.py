@@ -72,6 +72,11 @@ class StudySettings(Settings):
     design: DesignSettings
     training: TrainingSettings
     draws: int = Field(default=10_000, gt=0, description="bootstrap samples")
+    pilot: list[float] | None = Field(
+        default=None,
+        description="only train the baseline of replicate 0 at each of these learning rates, and "
+        "compare them on the dev set",
+    )
     analyse_only: bool = Field(default=False, description="train nothing; results of what is there")
 
     @model_validator(mode="after")

@@ -31,15 +31,25 @@ def run_all(settings: StudySettings) -> Iterator[int]:
     for replicate in prepare(settings):
         number = replicate.number
         for arm in settings.arms:
-            if (path := record_path(settings, arm, number)).is_file():
-                read_record(settings, arm, replicate)
-                continue
             run = run_settings(settings, arm, number, replicate.seed)
-            train(run)
-            steps, cells = read_rewards(run.output_dir), read_cells(settings, number)
-            hashes = digests(cells_directory(settings, number))
-            record_of(run, steps, cells, hashes, settings.design.min_gold_gap).write(path)
+            recorded(settings, run, record_path(settings, arm, number), number)
         yield number
+
+
+def recorded(settings: StudySettings, run: RewardSettings, path: Path, number: int) -> Record:
+    """The record at ``path`` of a run on replicate ``number``; trained if there is none yet.
+
+    Raises:
+        UsageError: it is of other settings or other data.
+    """
+    if path.is_file():
+        return _read(settings, run, path, number)
+    train(run)
+    steps, cells = read_rewards(run.output_dir), read_cells(settings, number)
+    hashes = digests(cells_directory(settings, number))
+    record = record_of(run, steps, cells, hashes, settings.design.min_gold_gap)
+    record.write(path)
+    return record
 
 
 def read_record(settings: StudySettings, arm: str, replicate: Replicate) -> Record:
@@ -48,10 +58,14 @@ def read_record(settings: StudySettings, arm: str, replicate: Replicate) -> Reco
     Raises:
         UsageError: it is of other settings or other data.
     """
-    path = record_path(settings, arm, replicate.number)
+    number = replicate.number
+    run = run_settings(settings, arm, number, replicate.seed)
+    return _read(settings, run, record_path(settings, arm, number), number)
+
+
+def _read(settings: StudySettings, run: RewardSettings, path: Path, number: int) -> Record:
     record = Record.read(path)
-    run = run_settings(settings, arm, replicate.number, replicate.seed)
-    record.check(path, identity_of(run), digests(cells_directory(settings, replicate.number)))
+    record.check(path, identity_of(run), digests(cells_directory(settings, number)))
     return record
 
 
@@ -99,8 +113,11 @@ def cells_directory(settings: StudySettings, number: int) -> Path:
 
 
 def record_path(settings: StudySettings, arm: str, number: int) -> Path:
-    records = settings.records or settings.output_dir / "records"
-    return records / f"replicate-{number}" / f"{arm}.json"
+    return records_directory(settings) / f"replicate-{number}" / f"{arm}.json"
+
+
+def records_directory(settings: StudySettings) -> Path:
+    return settings.records or settings.output_dir / "records"
 
 
 def run_directory(settings: StudySettings, arm: str, number: int) -> Path:

@@ -13,9 +13,12 @@ from reward_model.errors import UsageError
 from tests.checkpoints import tiny_checkpoint
 from trainer.study.config import StudySettings
 from trainer.study.page import write_page
+from trainer.study.pilot import Trial, try_rates
 from trainer.study.results import analyse, write_results
 from trainer.study.runs import (
     cells_directory,
+    prepare,
+    read_record,
     read_rewards,
     record_path,
     run_all,
@@ -139,6 +142,27 @@ def test_a_record_of_another_run_is_refused(settings: StudySettings, tmp_path: P
     path.write_text(path.read_text().replace("bread", "cake"))
     with pytest.raises(UsageError, match=r"another mutual_ood\.jsonl; remove"):
         list(run_all(other))
+
+
+def test_a_pilot_compares_rates_on_the_dev_set(settings: StudySettings, tmp_path: Path) -> None:
+    shutil.copytree(settings.output_dir, tmp_path / "study")
+    piloted = settings.model_copy(
+        update={"output_dir": tmp_path / "study", "pilot": [1e-4, settings.training.lr]}
+    )
+    trials = list(try_rates(piloted))
+    own = read_record(piloted, "bt", next(prepare(piloted)))
+    assert trials[1].taus == {
+        step: found["dev_mutual"].tau for step, found in own.trajectory.items()
+    }
+    assert trials[0].taus[0] == trials[1].taus[0]
+    record = json.loads((tmp_path / "study/records/pilot/lr-0.0001.json").read_text())
+    assert record["identity"]["optimiser"]["lr"] == 1e-4
+    assert list(try_rates(piloted)) == trials
+    assert analyse(piloted) == analyse(settings)
+
+
+def test_the_best_step_of_a_trial_is_after_training_began() -> None:
+    assert Trial(1e-4, {0: 0.9, 8: 0.2, 16: 0.3, 24: 0.1}).best == (16, 0.3)
 
 
 def test_a_record_holds_no_text_and_no_gold(settings: StudySettings) -> None:
