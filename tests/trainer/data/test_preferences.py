@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -130,6 +131,23 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
     assert found[0] == found[1]
     assert [pair.chosen for pair in found[2]] == [pair.chosen for pair in found[0]]
     assert [pair.margin for pair in found[2]] == [1.5, None]
+
+
+def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was downloaded before, so that no hub is asked."""
+    (tmp_path / "mine").mkdir()
+    rows = [{"prompt": f"{number}?", "chosen": "yes", "rejected": "no"} for number in range(3)]
+    (tmp_path / "mine/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    datasets.load_dataset(str(tmp_path / "mine"))
+    (tmp_path / "cache/mine").rename(tmp_path / "cache/somebody___mine")
+    found = read_pairs("somebody/mine").pairs
+    assert [pair.chosen_response for pair in found] == ["yes"] * 3
+    assert found[2].chosen[0] == {"role": "user", "content": "2?"}
+    with pytest.raises(UsageError, match="somebody/other: neither a local file nor"):
+        read_pairs("somebody/other")
 
 
 def test_a_file_that_is_not_what_its_name_says(tmp_path: Path) -> None:
