@@ -8,8 +8,6 @@ from pydantic import Field
 from reward_model.command import Section, Settings
 from trainer.demo.cells import Sizes
 
-LOSSES = ("bt", "bsr")
-
 
 class DemoSettings(Settings):
     """``python -m trainer.demo``: the whole system, once through, on a world of its own."""

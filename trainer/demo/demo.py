@@ -22,10 +22,12 @@ from rich.progress import (
 from reward_model.contract import Contract
 from reward_model.errors import SumzeroError
 from trainer.demo.cells import build_cells, cell_path, write_cells
-from trainer.demo.config import LOSSES, SCALES, DemoSettings, Scale
+from trainer.demo.config import SCALES, DemoSettings, Scale
 from trainer.demo.gold_server import GoldServer
 from trainer.demo.outcome import Arm, read_arm
 from trainer.demo.plan import (
+    LOSSES,
+    Losses,
     evaluation_config,
     reward_config,
     reward_steps,
@@ -43,10 +45,15 @@ REPORT = "report.html"
 
 
 class Demo:
-    """One run of the demo in one directory."""
+    """One run of the demo in one directory.
 
-    def __init__(self, settings: DemoSettings) -> None:
+    Args:
+        losses: name → loss of every reward model.
+    """
+
+    def __init__(self, settings: DemoSettings, losses: Losses = LOSSES) -> None:
         self.settings = settings
+        self.losses = losses
         self.scale: Scale = SCALES[settings.scale]
         self.root = settings.directory
         self.logs = self.root / "logs"
@@ -83,7 +90,7 @@ class Demo:
         config = sft_config(self.scale, self.settings.seed, world.directory, output)
         stage = Stage(self.root, "sft", config, (world,))
         job = Job("sft", "trainer.sft", config, output, sft_steps(self.scale))
-        self._run(stage, [job])
+        self.run_stage(stage, [job])
         return stage
 
     def rewards(self, world: Stage, sft: Stage) -> Stage:
@@ -92,30 +99,30 @@ class Demo:
         pairs = len(cell_path(world.directory, "train_pairs").read_text().splitlines())
         jobs = [
             Job(
-                f"reward-{loss}",
+                f"reward-{name}",
                 "trainer.reward",
                 reward_config(
-                    self.scale, self.settings.seed, loss, world.directory, backbone, output / loss
+                    self.scale, self.settings.seed, loss, world.directory, backbone, output / name
                 ),
-                output / loss,
+                output / name,
                 reward_steps(self.scale, pairs),
             )
-            for loss in LOSSES
+            for name, loss in self.losses.items()
         ]
         stage = Stage(self.root, "reward", {job.name: job.config for job in jobs}, (world, sft))
-        self._run(stage, jobs)
+        self.run_stage(stage, jobs)
         return stage
 
     def evaluation(self, world: Stage, rewards: Stage) -> Stage:
         output = self.root / "evaluation"
         jobs = []
-        for loss in LOSSES:
-            model = rewards.directory / loss / "model"
-            config = evaluation_config(loss, world.directory, model, output / loss)
-            jobs.append(Job(f"evaluation-{loss}", "trainer.evaluation", config, output / loss, 1))
+        for name in self.losses:
+            model = rewards.directory / name / "model"
+            config = evaluation_config(name, world.directory, model, output / name)
+            jobs.append(Job(f"evaluation-{name}", "trainer.evaluation", config, output / name, 1))
         settings = {job.name: job.config for job in jobs}
         stage = Stage(self.root, "evaluation", settings, (world, rewards))
-        self._run(stage, jobs)
+        self.run_stage(stage, jobs)
         return stage
 
     def rloo(self, world: Stage, sft: Stage, rewards: Stage) -> Stage:
@@ -125,23 +132,23 @@ class Demo:
         }
         stage = Stage(self.root, "rloo", settings, (world, sft, rewards))
         if stage.done:
-            self._run(stage, [])
+            self.run_stage(stage, [])
             return stage
-        models = {loss: rewards.directory / loss / "model" for loss in LOSSES}
+        models = self.models(rewards)
         with GoldServer() as gold, service(models, self.logs) as url:
             self.console.print(f"serving {', '.join(models)} at {url}, gold at {gold.url}")
-            self._run(stage, self._rloo_jobs(world, sft, rewards, url, gold.url))
+            self.run_stage(stage, self._rloo_jobs(world, sft, rewards, url, gold.url))
         return stage
 
     def finish(self, sft: Stage, rewards: Stage, evaluation: Stage, rloo: Stage) -> Path:
         arms = [
             read_arm(
-                loss,
-                evaluation.directory / loss,
-                rewards.directory / loss,
-                rloo.directory / loss,
+                name,
+                evaluation.directory / name,
+                rewards.directory / name,
+                rloo.directory / name,
             )
-            for loss in LOSSES
+            for name in self.losses
         ]
         path = self.root / REPORT
         _report(arms, sft, rloo, self.seconds).write(path)
@@ -149,19 +156,23 @@ class Demo:
         self.console.print(f"report: {path}", soft_wrap=True)
         return path
 
+    def models(self, rewards: Stage) -> dict[str, Path]:
+        """The trained reward models by name."""
+        return {name: rewards.directory / name / "model" for name in self.losses}
+
     def _rloo_jobs(
         self, world: Stage, sft: Stage, rewards: Stage, url: str, gold_url: str
     ) -> list[Job]:
         jobs = []
-        for loss in LOSSES:
-            output = self.root / "rloo" / loss
-            stats = Contract.read(rewards.directory / loss / "model").stats
+        for name in self.losses:
+            output = self.root / "rloo" / name
+            stats = Contract.read(rewards.directory / name / "model").stats
             if stats is None:
-                raise SumzeroError(f"{rewards.directory / loss}: its rewards do not vary at all")
+                raise SumzeroError(f"{rewards.directory / name}: its rewards do not vary at all")
             config = rloo_config(
                 self.scale,
                 self.settings.seed,
-                loss,
+                name,
                 policy=sft.directory / "model",
                 prompts=cell_path(world.directory, "policy_prompts"),
                 heldout=cell_path(world.directory, "heldout_prompts"),
@@ -172,11 +183,13 @@ class Demo:
                 mean=stats.mean,
                 std=stats.std,
             )
-            jobs.append(Job(f"rloo-{loss}", "trainer.rloo", config, output, self.scale.rloo_steps))
+            jobs.append(Job(f"rloo-{name}", "trainer.rloo", config, output, self.scale.rloo_steps))
         return jobs
 
-    def _run(self, stage: Stage, jobs: Sequence[Job]) -> None:
-        """The jobs of a stage, side by side."""
+    def run_stage(
+        self, stage: Stage, jobs: Sequence[Job], *, side_by_side: int | None = None
+    ) -> None:
+        """The jobs of a stage, side by side: all of them, or so many at a time."""
         with self._stage(stage) as wanted:
             if not wanted:
                 return
@@ -186,6 +199,7 @@ class Demo:
                     jobs,
                     self.logs,
                     lambda job, step: bars.update(tasks[job.name], completed=step),
+                    side_by_side=side_by_side,
                 )
 
     @contextmanager

@@ -1,5 +1,6 @@
 """What each command of the demo is told: the configurations, from one scale."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ MAX_NEW_TOKENS = 112
 VOCABULARY = 420
 SFT_BATCH, REWARD_BATCH = 16, 32
 
-LOSS_SETTINGS: dict[str, dict[str, Any]] = {
+Losses = Mapping[str, Mapping[str, Any]]
+
+LOSSES: Losses = {
     "bt": {"name": "bt"},
     "bsr": {"name": "bt_bsr", "lambda": 1e-3, "scale": "reference"},
 }
+"""Reward models of the demo by name, with the loss that each is trained with."""
 
 
 def sft_config(scale: Scale, seed: int, data: Path, output: Path) -> dict[str, Any]:
@@ -48,12 +52,12 @@ def sft_steps(scale: Scale) -> int:
 
 
 def reward_config(
-    scale: Scale, seed: int, loss: str, data: Path, backbone: Path, output: Path
+    scale: Scale, seed: int, loss: Mapping[str, Any], data: Path, backbone: Path, output: Path
 ) -> dict[str, Any]:
     return {
         "backbone": str(backbone),
         "output_dir": str(output),
-        "loss": LOSS_SETTINGS[loss],
+        "loss": dict(loss),
         "data": {
             "train": str(cell_path(data, "train_pairs")),
             "validation": {cell: str(cell_path(data, cell)) for cell in CELLS},
@@ -75,19 +79,19 @@ def reward_steps(scale: Scale, pairs: int) -> int:
     return -(-pairs // REWARD_BATCH) * scale.reward_epochs
 
 
-def evaluation_config(loss: str, data: Path, model: Path, output: Path) -> dict[str, Any]:
+def evaluation_config(name: str, data: Path, model: Path, output: Path) -> dict[str, Any]:
     return {
         "checkpoint": str(model),
         "sets": {cell: str(cell_path(data, cell)) for cell in CELLS},
         "output_dir": str(output),
-        "title": f"Reward model {loss.upper()}",
+        "title": f"Reward model {name.upper()}",
     }
 
 
 def rloo_config(
     scale: Scale,
     seed: int,
-    loss: str,
+    model: str,
     *,
     policy: Path,
     prompts: Path,
@@ -104,7 +108,7 @@ def rloo_config(
         "policy": str(policy),
         "prompts": str(prompts),
         "output_dir": str(output),
-        "reward": {"url": url, "model": loss, "gold_url": gold_url, "mean": mean, "scale": std},
+        "reward": {"url": url, "model": model, "gold_url": gold_url, "mean": mean, "scale": std},
         "generation": {
             "backend": backend,
             "samples_per_prompt": scale.samples_per_prompt,

@@ -46,19 +46,29 @@ class Job:
             return 0
 
 
-def run_jobs(jobs: Sequence[Job], logs: Path, show: Callable[[Job, int], None]) -> None:
+def run_jobs(
+    jobs: Sequence[Job],
+    logs: Path,
+    show: Callable[[Job, int], None],
+    *,
+    side_by_side: int | None = None,
+) -> None:
     """Run ``jobs`` side by side until all have ended; the first that fails ends the others.
 
     Args:
         logs: directory for ``<job>.yaml`` and ``<job>.log``.
         show: called with a job and its step, again and again.
+        side_by_side: at most so many at a time, in their order; None: all at once.
 
     Raises:
         SumzeroError: a job failed; with the last line it said.
     """
     with _processes() as start:
-        running = {job.name: (job, start(job, logs)) for job in jobs}
-        while running:
+        waiting, running = list(jobs), dict[str, tuple[Job, subprocess.Popen[bytes]]]()
+        while waiting or running:
+            while waiting and len(running) < (side_by_side or len(jobs)):
+                job = waiting.pop(0)
+                running[job.name] = (job, start(job, logs))
             for job, process in list(running.values()):
                 code = process.poll()
                 show(job, job.step())

@@ -11,6 +11,7 @@ from service.settings import ServiceSettings
 from trainer.demo.cells import build_cells
 from trainer.demo.config import SCALES, DemoSettings
 from trainer.demo.plan import (
+    LOSSES,
     evaluation_config,
     reward_config,
     reward_steps,
@@ -36,7 +37,7 @@ def test_accepted(name: str, tmp_path: Path) -> None:
     sft = accepted(SftSettings, sft_config(scale, 0, data, output), tmp_path)
     assert sft.from_scratch.hidden_size == scale.hidden_size
     for loss, expected in {"bt": "bt", "bsr": "bt_bsr"}.items():
-        config = reward_config(scale, 0, loss, data, output, output)
+        config = reward_config(scale, 0, LOSSES[loss], data, output, output)
         assert accepted(RewardSettings, config, tmp_path).loss.name == expected
         accepted(EvaluationSettings, evaluation_config(loss, data, output, output), tmp_path)
         rloo = rloo_config(

@@ -61,6 +61,17 @@ def test_jobs_run_with_their_config_and_show_their_steps(modules: Path) -> None:
     assert ("b", 3) in shown
 
 
+def test_so_many_jobs_at_a_time_in_their_order(modules: Path) -> None:
+    jobs = [
+        Job(name, "demo_counts", {"output_dir": str(modules / name)}, modules / name, steps=3)
+        for name in ("a", "b", "c")
+    ]
+    shown: list[str] = []
+    run_jobs(jobs, modules / "logs", lambda job, step: shown.append(job.name), side_by_side=1)
+    assert shown == sorted(shown)
+    assert set(shown) == {"a", "b", "c"}
+
+
 def test_a_failure_is_one_line_and_ends_the_others(modules: Path) -> None:
     pids = modules / "pids"
     jobs = [
