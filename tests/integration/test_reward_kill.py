@@ -18,7 +18,7 @@ from trainer.metrics import read_metrics
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 STEPS = 40
-KILLS = 3
+KILLS = 10
 
 
 @pytest.fixture(scope="module")
