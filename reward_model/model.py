@@ -19,6 +19,7 @@ from reward_model.bases import Base, Bases, is_adapter
 from reward_model.checkpoint import new_classifier
 from reward_model.contract import Contract
 from reward_model.custom import custom_rewards, is_custom
+from reward_model.device import as_device
 from reward_model.encode import Encoder
 from reward_model.errors import CheckpointError
 from reward_model.linear import use_onednn
@@ -104,8 +105,10 @@ class RewardModel(nn.Module):
             CheckpointError: not a checkpoint, more than one label, weights missing that would be
                 freshly initialised (the head among them), files changed since they were saved, or
                 an adapter without its base.
+            UsageError: ``device`` is not there.
         """
-        if torch.device(device).type == "cuda":
+        device = as_device(device)
+        if device.type == "cuda":
             fix_cuda_sums()
         path, options = Path(directory), Options(as_dtype(dtype), device, trust_remote_code)
         if is_adapter(path):

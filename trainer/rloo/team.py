@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
+from reward_model.device import as_device
 from reward_model.errors import SumzeroError, UsageError
 from trainer.reward import sharding, zero
 
@@ -41,10 +42,10 @@ class Team:
         """The team that the launcher started, or this process alone on ``device``.
 
         Raises:
-            UsageError: the launcher was told what this trainer does not do.
+            UsageError: no such device, or the launcher was told what this trainer does not do.
         """
         if not distributed.is_torchelastic_launched():
-            return cls(device)
+            return cls(as_device(device))
         sharding.check_launcher()
         if zero.is_asked_for():
             raise UsageError(
