@@ -4,7 +4,8 @@ With gradients it is one call per segment (:mod:`reward_model.segments`). Withou
 one FlexAttention call (:mod:`reward_model.flex`). Elsewhere:
 
 Every block of the batch (see :mod:`reward_model.packing`) is computed on tiles of one fixed shape,
-each tile by itself, so that its result depends on its own rows only.
+each tile by itself, so that its result depends on its own rows only. In the last layer, where few
+rows are read, :mod:`reward_model.row_attention` computes those.
 Query heads that share a key head are stacked along the query axis: no key is copied per head.
 """
 
@@ -12,17 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from reward_model.attend import attend
 from reward_model.flex import flex_packed_attention
-from reward_model.linear import product, suits
 from reward_model.packing import AttentionBlock, PackedBatch
+from reward_model.reading import Keys, KeysTaken, Reading
+from reward_model.row_attention import row_attention
 from reward_model.segments import segment_attention
 from reward_model.slots import keys, rows_to_slots, slots_to_rows
 
 IMPLEMENTATION = "sumzero_packed"
-LOGITS = 1 << 20
-"""Elements computed at once: they stay in a CPU's caches, and bound the memory."""
-ONEDNN_KEYS = 128
-"""Keys from which on one oneDNN product per matrix is faster than MKL's batch of them."""
 
 
 def packed_attention(
@@ -33,6 +32,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packed: PackedBatch | None = None,
+    reading: Reading | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -43,6 +43,7 @@ def packed_attention(
     Args:
         query: [1, heads, T, D]. key, value: [1, key heads, T, D].
         attention_mask: unused; the packed batch says who sees whom.
+        reading: what the last layer is asked for (see :mod:`reward_model.reading`).
         sliding_window: a query sees keys less than this far away.
         softcap: logits become softcap · tanh(logits / softcap) before the mask (Gemma-2).
 
@@ -51,11 +52,20 @@ def packed_attention(
 
     Raises:
         RuntimeError: the model was called without a packed batch.
+        KeysTaken: the layer is asked for its keys and values only.
     """
     if packed is None:
         raise RuntimeError(f"{IMPLEMENTATION} attention needs a packed batch")
     heads, dim = query.shape[1], query.shape[3]
     scale = dim**-0.5 if scaling is None else scaling
+    if reading is not None and reading.stage == "keys":
+        raise KeysTaken(Keys(key, value))
+    if reading is not None and reading.keys is not None:
+        output = row_attention(
+            query, reading.keys.key, reading.keys.value, packed, reading.rows_N,
+            scale=scale, window=sliding_window, softcap=softcap,
+        )  # fmt: skip
+        return output, None
     if torch.is_grad_enabled():
         output = segment_attention(
             query, key, value, packed, scale=scale, window=sliding_window, softcap=softcap
@@ -101,58 +111,6 @@ def _join(output: Tensor, block: AttentionBlock, dim: int, group: int) -> Tensor
     """The inverse of :func:`_split`."""
     output = output.view(block.count, -1, group, block.queries, dim).permute(0, 3, 1, 2, 4)
     return output.reshape(block.count * block.queries, -1)
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    *,
-    scale: float,
-    softcap: float | None = None,
-) -> Tensor:
-    """softmax(scale · Q Kᵀ + mask) V, for every matrix of a batch.
-
-    Two products around a softmax: with bfloat16, batched, they ran 2.4 times as fast as PyTorch's
-    fused kernel for CPUs; with float32 oneDNN takes larger ones one by one. What one matrix gives
-    does not depend on how many there are.
-
-    Args:
-        query: [N, M, D]. key, value: [N, K, D]. All contiguous: kernels go by the layout, too.
-        mask: additive, [M, K] for all, or [B, 1 or M, K] for N / B matrices each.
-    """
-    output = torch.empty_like(query)
-    rows, columns = query.shape[1], key.shape[1]
-    masks = mask[None] if mask.dim() == 2 else mask
-    each = len(query) // len(masks)
-    if columns >= ONEDNN_KEYS and suits(query, key):
-        for index in range(len(query)):
-            logits_MK = product(query[index], key[index])
-            weights_MK = _softmax(logits_MK, masks[index // each], scale, softcap)
-            output[index] = product(weights_MK, value[index].t())
-        return output
-    step = max(LOGITS // (rows * columns), 1)
-    for number, own in enumerate(masks):
-        stop = (number + 1) * each
-        for first in range(number * each, stop, step):
-            some = slice(first, min(first + step, stop))
-            key_DK = key[some].transpose(1, 2)
-            wide = own.expand(some.stop - first, rows, columns)
-            if softcap is None:
-                weights = torch.softmax(torch.baddbmm(wide, query[some], key_DK, alpha=scale), -1)
-            else:
-                weights = _softmax(torch.bmm(query[some], key_DK), wide, scale, softcap)
-            torch.bmm(weights, value[some], out=output[some])
-    return output
-
-
-def _softmax(logits: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """Of scaled, capped and masked logits; overwrites them."""
-    if softcap is not None:
-        logits = logits.mul_(scale / softcap).tanh_().mul_(softcap)
-        scale = 1.0
-    return torch.softmax(torch.add(mask, logits, alpha=scale, out=logits), dim=-1)
 
 
 def _mask(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from reward_model.attention import IMPLEMENTATION
 from reward_model.packing import PackedBatch
+from reward_model.reading import Reading, read_rows_in_last_layer
 
 
 def packing_obstacle(model: PreTrainedModel) -> str | None:
@@ -37,6 +38,7 @@ def packing_obstacle(model: PreTrainedModel) -> str | None:
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Let every attention layer of ``model`` work on packed batches, and on nothing else."""
     model.set_attn_implementation(IMPLEMENTATION)
+    read_rows_in_last_layer(model)
 
 
 def use_own_attention(model: PreTrainedModel) -> None:
@@ -60,8 +62,12 @@ def is_causal(model: nn.Module) -> bool | None:
     return told == {True} if told else None
 
 
-def packed_hidden_states(backbone: nn.Module, packed: PackedBatch) -> Tensor:
-    """Hidden states after the backbone's final norm, [T, H].
+def packed_hidden_states(
+    backbone: nn.Module, packed: PackedBatch, rows_N: Tensor | None = None
+) -> Tensor:
+    """Hidden states after the backbone's final norm, [T, H], or those of ``rows_N``, [N, H].
+
+    Where few rows are wanted the last layer computes no others, on a CPU.
 
     ``backbone`` is a headless transformers model; after :func:`use_packed_attention` all rows are
     computed together, otherwise one sequence after another (``packed`` shares nothing then).
@@ -69,9 +75,19 @@ def packed_hidden_states(backbone: nn.Module, packed: PackedBatch) -> Tensor:
     ``packed.rows(n)[i]``.
     """
     if getattr(backbone.config, "_attn_implementation", None) == IMPLEMENTATION:
-        return _hidden_states(
-            backbone, packed.token_ids_T, packed.position_ids_T, {"packed": packed}
-        )
+        inputs = packed.token_ids_T, packed.position_ids_T
+        if rows_N is None:
+            return _hidden_states(backbone, *inputs, {"packed": packed})
+        if packed.device.type != "cpu":
+            return _hidden_states(backbone, *inputs, {"packed": packed})[rows_N]
+        reading = Reading(rows_N)
+        hidden = _hidden_states(backbone, *inputs, {"packed": packed, "reading": reading})
+        return hidden[: len(rows_N)] if reading.done else hidden[rows_N]
+    hidden_TH = _one_after_another(backbone, packed)
+    return hidden_TH if rows_N is None else hidden_TH[rows_N]
+
+
+def _one_after_another(backbone: nn.Module, packed: PackedBatch) -> Tensor:
     pieces: list[Tensor] = []
     done = 0
     for n in range(len(packed)):

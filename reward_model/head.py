@@ -60,16 +60,20 @@ def transform(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
     return None
 
 
-def pool(hidden_TH: Tensor, packed: PackedBatch, pooling: str, pad_id: int | None) -> Tensor:
-    """One hidden state per sequence, [N, H]."""
+def pooled_rows(packed: PackedBatch, pooling: str, pad_id: int | None) -> Tensor | None:
+    """The row that each score is read from, [N]; None where it is read from all of them."""
     if pooling == "cls":
-        return hidden_TH.index_select(0, packed.first_N)
+        return packed.first_N
     if pooling == "last":
-        return hidden_TH.index_select(0, packed.last_N)
+        return packed.last_N
     if pooling == "mean":
-        return torch.stack([hidden_TH[packed.rows(n)].mean(0) for n in range(len(packed))])
-    rows = [_last_non_pad(packed, n, pad_id) for n in range(len(packed))]
-    return hidden_TH.index_select(0, torch.stack(rows))
+        return None
+    return torch.stack([_last_non_pad(packed, n, pad_id) for n in range(len(packed))])
+
+
+def mean_pool(hidden_TH: Tensor, packed: PackedBatch) -> Tensor:
+    """The mean of each sequence's hidden states, [N, H]."""
+    return torch.stack([hidden_TH[packed.rows(n)].mean(0) for n in range(len(packed))])
 
 
 def _last_non_pad(packed: PackedBatch, n: int, pad_id: int | None) -> Tensor:

@@ -189,9 +189,11 @@ class RewardModel(nn.Module):
         if self.custom:
             rewards_N = custom_rewards(self.classifier, packed)
             return RewardOutput(rewards_N, rewards_N.new_empty(len(packed), 0))
-        hidden_TH = packed_hidden_states(self.backbone, packed)
         pad_id = self.classifier.config.pad_token_id
-        hidden_NH = head.pool(hidden_TH, packed, self.contract.pooling, pad_id)
+        rows_N = head.pooled_rows(packed, self.contract.pooling, pad_id)
+        hidden_NH = packed_hidden_states(self.backbone, packed, rows_N)
+        if rows_N is None:
+            hidden_NH = head.mean_pool(hidden_NH, packed)
         if (function := head.transform(self.classifier)) is not None:
             hidden_NH = head.apply_transform(function, hidden_NH)
         return RewardOutput(head.rewards(hidden_NH, self.head), hidden_NH)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reward_model.packing import PackedBatch
+from reward_model.product_attention import attend_with_gradient, suits
 from reward_model.tiles import Segment
 
 CHUNK = 256
@@ -89,7 +90,7 @@ def _attend(
     """Pieces of [1, L, key heads, group, D], for queries [1, key heads, group, L, D]."""
     length = key.shape[2]
     flash = query.is_cuda and not segment.ancestors and kind.window is None
-    if kind.softcap is None and (flash or not kind.masked):
+    if kind.softcap is None and (flash or not kind.masked) and not suits(query):
         heads = query.flatten(1, 2)
         output = F.scaled_dot_product_attention(
             heads,
@@ -106,12 +107,15 @@ def _attend(
     for part in query.tensor_split(chunks, dim=3):
         stop = start + part.shape[3]
         first, last = kind.keys(start, stop, length)
-        mask = _mask(packed, (start, stop), (first, last), part.shape[2], kind, query.dtype)
+        mask = None
+        if kind.masked or kind.softcap is not None:
+            mask = _mask(packed, (start, stop), (first, last), part.shape[2], kind, query.dtype)
         stacked = part.flatten(2, 3)
         seen = key[:, :, first:last], value[:, :, first:last]
         if kind.softcap is None:
-            output = F.scaled_dot_product_attention(stacked, *seen, mask, scale=kind.scale)
+            output = attend_with_gradient(stacked, *seen, mask, scale=kind.scale)
         else:
+            assert mask is not None
             output = _softcapped(stacked, *seen, mask, kind.scale, kind.softcap)
         yield output.view(part.shape).permute(0, 3, 1, 2, 4)
         start = stop

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reward_model import attention
-from reward_model.attention import attend
+from reward_model import attend as attend_module
+from reward_model.attend import attend
 from reward_model.model import RewardModel
 from tests.checkpoints import tiny_checkpoint
 
@@ -33,7 +33,7 @@ def hidden(*shape: int) -> Tensor:
 def test_attend_is_scaled_dot_product_attention(
     mask: Tensor, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "LOGITS", at_once)
+    monkeypatch.setattr(attend_module, "LOGITS", at_once)
     query, key, value = matrices(6)
     wide = mask.expand(3, 64, 128).repeat_interleave(2, dim=0) if mask.dim() == 3 else mask
     wanted = F.scaled_dot_product_attention(query, key, value, attn_mask=wide, scale=0.2)
