@@ -18,6 +18,7 @@ from benchmarks.interleaved import Arm
 from reward_model.attention import IMPLEMENTATION
 from reward_model.model import RewardModel
 from reward_model.scoring import score_token_ids
+from reward_model.tiles import TILE
 
 
 def linears(model: RewardModel) -> list[nn.Linear]:
@@ -25,16 +26,46 @@ def linears(model: RewardModel) -> list[nn.Linear]:
     return [m for m in model.backbone.modules() if isinstance(m, nn.Linear)]
 
 
-def linear_flops(model: RewardModel, tokens: int) -> float:
-    return 2.0 * tokens * sum(layer.weight.numel() for layer in linears(model))
+def linear_flops(model: RewardModel, tokens: int, sequences: int) -> float:
+    """Once a sequence what follows the keys in the last layer, and for every token all else."""
+    few = _once_a_sequence(model)
+    return sum(
+        2.0 * (sequences if layer in few else tokens) * layer.weight.numel()
+        for layer in linears(model)
+    )
 
 
 def attention_flops(model: RewardModel, lengths: Sequence[int]) -> float:
-    """Scores and weighted values of every query, over the keys it sees."""
+    """Scores and weighted values of every query over the keys it sees; in the last layer of one."""
     config = model.classifier.config
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     pairs = sum(n * (n + 1) / 2 if model.causal else n * n for n in lengths)
-    return 4.0 * pairs * dim * config.num_attention_heads * config.num_hidden_layers
+    last = sum(lengths) if _once_a_sequence(model) else pairs
+    layers = config.num_hidden_layers - 1
+    return 4.0 * (layers * pairs + last) * dim * config.num_attention_heads
+
+
+@torch.inference_mode()
+def _once_a_sequence(model: RewardModel) -> set[nn.Linear]:
+    """Linear layers that never see all rows of a batch."""
+    tokens = 4 * TILE
+    seen: dict[nn.Linear, int] = defaultdict(int)
+    with ExitStack() as stack:
+        for layer in linears(model):
+            stack.enter_context(
+                layer.register_forward_pre_hook(
+                    lambda own, arguments: seen.update(
+                        {own: max(seen[own], arguments[0].numel() // own.in_features)}
+                    )
+                )
+            )
+        model(model.pack([list(range(1, tokens + 1))]))
+    return {layer for layer, rows in seen.items() if rows < tokens}
+
+
+def product_flops(model: RewardModel, rows: int) -> float:
+    """Of :func:`matrix_products`."""
+    return 2.0 * rows * sum(layer.weight.numel() for layer in linears(model))
 
 
 @torch.inference_mode()

@@ -123,8 +123,9 @@ def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
 
     seconds = measure(arms, rounds)
     tokens = sum(lengths)
-    linear, attention = peak.linear_flops(ours, tokens), peak.attention_flops(ours, lengths)
-    rate = peak.linear_flops(ours, sum(rows)) / statistics.median(seconds["matrix_products"])
+    linear = peak.linear_flops(ours, tokens, len(lengths))
+    attention = peak.attention_flops(ours, lengths)
+    rate = peak.product_flops(ours, sum(rows)) / statistics.median(seconds["matrix_products"])
     report: dict[str, object] = {
         "shape": shape,
         "dtype": dtype,
