@@ -1,4 +1,4 @@
-"""A whole study of policies in small: two seeds, two arms; killed once, and gone on with."""
+"""A whole study of policies in small: two seeds, two arms; ended once by SIGTERM, and gone on with."""
 
 import signal
 import subprocess
@@ -36,7 +36,7 @@ def test_a_study_is_stopped_and_goes_on(tmp_path: Path) -> None:
     while not begun.exists():
         assert first.poll() is None
         time.sleep(0.1)
-    first.send_signal(signal.SIGINT)
+    first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=120) == 130
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

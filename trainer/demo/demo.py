@@ -62,16 +62,22 @@ class Demo:
 
     def run(self) -> Path:
         """Every stage that is not done yet, then the table and the report; returns its path."""
-        with only_one(self.root), _terminable():
-            if self.settings.restart:
-                clear(self.root)
-            self.logs.mkdir(exist_ok=True)
+        with self.hold():
             world = self.world()
             sft = self.sft(world)
             rewards = self.rewards(world, sft)
             evaluation = self.evaluation(world, rewards)
             rloo = self.rloo(world, sft, rewards)
             return self.finish(sft, rewards, evaluation, rloo)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Nobody else works in this directory meanwhile, and SIGTERM ends it as Ctrl-C does."""
+        with only_one(self.root), _terminable():
+            if self.settings.restart:
+                clear(self.root)
+            self.logs.mkdir(exist_ok=True)
+            yield
 
     def world(self) -> Stage:
         sizes = asdict(self.scale.sizes)

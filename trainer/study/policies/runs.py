@@ -19,7 +19,7 @@ from trainer.demo.gold_server import GoldServer
 from trainer.demo.outcome import read_arm
 from trainer.demo.plan import rloo_config
 from trainer.demo.processes import Job, service
-from trainer.demo.stages import Stage, only_one
+from trainer.demo.stages import Stage
 from trainer.rloo.sample_table import read_table
 from trainer.study.policies.config import PolicyStudySettings
 from trainer.study.policies.record import Course, SeedRecord, identity_of, record_path
@@ -72,8 +72,7 @@ class SeedRun:
     def record(self) -> SeedRecord:
         """Run what is not done yet, and put together what came of it."""
         demo = self.demo
-        with only_one(demo.root):
-            demo.logs.mkdir(exist_ok=True)
+        with demo.hold():
             world = demo.world()
             sft = demo.sft(world)
             rewards = demo.rewards(world, sft)
