@@ -3,7 +3,9 @@
     python -m benchmarks.engines [--rounds 5] [--texts 256] [--dtype float32] [--shape qwen2]
 
 Prints one JSON object. Every arm is a process of its own on the same checkpoint with all cores;
-arms take turns, texts are fresh in every round, so no cache of an earlier round helps anybody.
+arms take turns, texts are fresh in every round, so no cache of an earlier round helps anybody. vLLM
+computes as many tokens at once as it does by default, and has a further arm for every number that
+is given (``--vllm_batch_tokens 2048``).
 """
 
 import argparse
@@ -12,6 +14,7 @@ import random
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,15 +25,19 @@ from benchmarks.worker import Worker
 WORKLOADS = ("texts", "groups")
 
 
-def commands(path: Path, dtype: str) -> dict[str, list[str]]:
+def commands(path: Path, dtype: str, vllm_batch_tokens: Sequence[int]) -> dict[str, list[str]]:
     ours = [sys.executable, "-m", "benchmarks.packed_worker", str(path), dtype]
     arms = {"packed": ours, "packed_inexact": [*ours, "--inexact"]}
     if VLLM_PYTHON.is_file():
-        arms["vllm"] = [str(VLLM_PYTHON), "-m", "benchmarks.vllm_worker", str(path), dtype]
+        theirs = [str(VLLM_PYTHON), "-m", "benchmarks.vllm_worker", str(path), dtype]
+        arms["vllm"] = theirs
+        arms |= {f"vllm_{tokens}": [*theirs, str(tokens)] for tokens in vllm_batch_tokens}
     return arms
 
 
-def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
+def run(
+    shape: str, dtype: str, rounds: int, count: int, vllm_batch_tokens: Sequence[int]
+) -> dict[str, object]:
     """All arms on one shape and dtype; round 0 warms up."""
     vocabulary = int(str(SHAPES[shape]["vocab_size"]))
     longest = min(LONGEST, int(str(SHAPES[shape]["max_position_embeddings"])))
@@ -42,7 +49,7 @@ def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
         path = checkpoint(Path(directory), shape)
         workers = {
             name: stack.enter_context(Worker(command))
-            for name, command in commands(path, dtype).items()
+            for name, command in commands(path, dtype, vllm_batch_tokens).items()
         }
         threads = {name: worker.ready["threads"] for name, worker in workers.items()}
         for index in range(rounds + 1):
@@ -86,9 +93,10 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=TEXTS)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32"])
     parser.add_argument("--shape", choices=sorted(SHAPES), nargs="+", default=["qwen2"])
+    parser.add_argument("--vllm_batch_tokens", type=int, nargs="*", default=(), metavar="TOKENS")
     arguments = parser.parse_args()
     results = [
-        run(shape, dtype, arguments.rounds, arguments.texts)
+        run(shape, dtype, arguments.rounds, arguments.texts, arguments.vllm_batch_tokens)
         for shape in arguments.shape
         for dtype in arguments.dtype
     ]

@@ -86,7 +86,7 @@ def vllm_server(path: Path, dtype: str) -> contextlib.AbstractContextManager[str
     command = [
         *(str(VLLM_PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(path)),
         *("--served-model-name", "m", "--runner", "pooling", "--dtype", dtype),
-        *("--enforce-eager", "--host", "127.0.0.1", "--max-num-batched-tokens", "16384"),
+        *("--enforce-eager", "--host", "127.0.0.1"),
     ]
     return server(command, "/health", VLLM_ENVIRONMENT)
 

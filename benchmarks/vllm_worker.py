@@ -1,6 +1,6 @@
 """Worker: vLLM's engine on the same checkpoint. Runs in vLLM's own environment.
 
-.venv-vllm/bin/python -m benchmarks.vllm_worker CHECKPOINT DTYPE
+.venv-vllm/bin/python -m benchmarks.vllm_worker CHECKPOINT DTYPE [BATCH_TOKENS]
 """
 
 import argparse
@@ -15,8 +15,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.worker import JsonObject, answers, serve
 
-MAX_BATCH_TOKENS = 16384
-
 
 def main() -> None:
     channel = answers()
@@ -26,13 +24,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint")
     parser.add_argument("dtype")
+    parser.add_argument("batch_tokens", type=int, nargs="?", help="by default vLLM's own default")
     arguments = parser.parse_args()
     engine = vllm.LLM(
         arguments.checkpoint,
         runner="pooling",
         dtype=arguments.dtype,
         enforce_eager=True,
-        max_num_batched_tokens=MAX_BATCH_TOKENS,
+        max_num_batched_tokens=arguments.batch_tokens,
     )
     parameters = vllm.PoolingParams(use_activation=False)
 

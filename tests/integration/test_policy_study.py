@@ -1,4 +1,4 @@
-"""A whole study of policies in small: two seeds, two arms; ended once by SIGTERM, and gone on with."""
+"""A whole study of policies in small: two seeds, two arms; ended by SIGTERM, and gone on with."""
 
 import signal
 import subprocess
