@@ -14,9 +14,11 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -27,7 +29,9 @@ from transformers import (
 from benchmarks import peak
 from benchmarks.interleaved import Arm, measure, ratio
 from benchmarks.tokenizer import plain_tokenizer
+from reward_model.backbone import packed_hidden_states
 from reward_model.model import RewardModel
+from reward_model.packing import PackedBatch
 from reward_model.scoring import batches, default_batch_tokens, score_token_ids
 
 SHAPES: dict[str, dict[str, object]] = {
@@ -92,6 +96,16 @@ def padded(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[f
     return scores
 
 
+def whole_last_layer(model: RewardModel, sequences: Sequence[Sequence[int]]) -> list[float]:
+    """Packed scoring whose last layer computes every row, and not only those that are read."""
+
+    def every_row(backbone: nn.Module, packed: PackedBatch, rows_N: Tensor) -> Tensor:
+        return packed_hidden_states(backbone, packed)[rows_N]
+
+    with mock.patch("reward_model.model.packed_hidden_states", every_row):
+        return score_token_ids(model, sequences)
+
+
 def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
     """All arms on one shape and dtype."""
     with tempfile.TemporaryDirectory() as directory:
@@ -111,6 +125,7 @@ def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
         by_length = sorted(mixed, key=len)
         result: dict[str, Arm] = {
             "packed": lambda: score_token_ids(ours, mixed),
+            "whole_last_layer": lambda: whole_last_layer(ours, mixed),
             "matrix_products": peak.matrix_products(ours, rows),
             "padded": lambda: padded(theirs, mixed),
             "padded_sorted": lambda: padded(theirs, by_length),
@@ -133,6 +148,7 @@ def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
         "packed_tokens_per_second": tokens / statistics.median(seconds["packed"]),
         "packed_over_padded": ratio(seconds, "padded", "packed"),
         "packed_over_padded_sorted": ratio(seconds, "padded_sorted", "packed"),
+        "packed_over_whole_last_layer": ratio(seconds, "whole_last_layer", "packed"),
         "differing_scores": differing(ours, texts(0, count, vocab, longest)),
         "matrix_product_gflops_per_second": rate / 1e9,
         "share_of_matrix_product_rate": (linear + attention)
