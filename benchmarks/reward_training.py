@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset, disable_progress_bars
 from transformers import (
     AutoModelForSequenceClassification,
@@ -123,6 +124,8 @@ def trl_arm(
             pairs = sorted(pairs, key=lambda pair: max(map(len, pair)), reverse=True)
         rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in pairs]
         watch = Stopwatch()
+        # Else it refuses another precision than our Accelerator, the first, was made with.
+        AcceleratorState._reset_state()
         trainer = RewardTrainer(
             model=model,
             args=options,
