@@ -5,7 +5,6 @@ whose marker carries the same key is not run again; one that was interrupted goe
 directory; one with another key starts in an empty directory.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 
 from reward_model.atomic import write_text
 from reward_model.errors import UsageError
+from trainer.lock import locked
 
 MARKERS, LOCK = "stages", ".lock"
 
@@ -28,14 +28,11 @@ def only_one(root: Path) -> Iterator[None]:
     Raises:
         UsageError: another demo runs there.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with locked(root / LOCK, wait=False) as ours:
+        if not ours:
             raise UsageError(
                 f"another demo is running in {root}: wait for it, or choose another output_dir"
-            ) from None
+            )
         yield
 
 

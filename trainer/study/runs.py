@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reward_model.model import RewardModel
+from trainer.lock import locked
 from trainer.reward.config import RewardSettings
 from trainer.reward.run_directory import REWARDS
 from trainer.reward.train import train
@@ -23,33 +24,56 @@ def run_all(settings: StudySettings) -> Iterator[int]:
     """Train what has no record yet; yield the number of every replicate when it is complete.
 
     Replicates come one after another, all arms of one before the next, so that a study that was
-    stopped early can be analysed. A killed one goes on in the middle of a run.
+    stopped early can be analysed. A killed one goes on in the middle of a run. Several processes
+    share the runs: each takes the next that none is at, and waits for the others at the end.
 
     Raises:
         UsageError: a record is of a run with other settings or on other data.
     """
+    left = []
     for replicate in prepare(settings):
-        number = replicate.number
-        for arm in settings.arms:
-            run = run_settings(settings, arm, number, replicate.seed)
-            recorded(settings, run, record_path(settings, arm, number), number)
-        yield number
+        if _run_arms(settings, replicate, wait=False):
+            yield replicate.number
+        else:
+            left.append(replicate)
+    for replicate in left:
+        _run_arms(settings, replicate, wait=True)
+        yield replicate.number
 
 
-def recorded(settings: StudySettings, run: RewardSettings, path: Path, number: int) -> Record:
+def _run_arms(settings: StudySettings, replicate: Replicate, *, wait: bool) -> bool:
+    """Whether all arms have a record now."""
+    number = replicate.number
+    for arm in settings.arms:
+        run = run_settings(settings, arm, number, replicate.seed)
+        recorded(settings, run, record_path(settings, arm, number), number, wait=wait)
+    return _is_complete(settings, number)
+
+
+def recorded(
+    settings: StudySettings, run: RewardSettings, path: Path, number: int, *, wait: bool
+) -> Record | None:
     """The record at ``path`` of a run on replicate ``number``; trained if there is none yet.
+
+    Args:
+        wait: for another process that is at this run, instead of returning None.
 
     Raises:
         UsageError: it is of other settings or other data.
     """
     if path.is_file():
         return _read(settings, run, path, number)
-    train(run)
-    steps, cells = read_rewards(run.output_dir), read_cells(settings, number)
-    hashes = digests(cells_directory(settings, number))
-    record = record_of(run, steps, cells, hashes, settings.design.min_gold_gap)
-    record.write(path)
-    return record
+    with locked(_lock(run.output_dir), wait=wait) as ours:
+        if not ours:
+            return None
+        if path.is_file():
+            return _read(settings, run, path, number)
+        train(run)
+        steps, cells = read_rewards(run.output_dir), read_cells(settings, number)
+        hashes = digests(cells_directory(settings, number))
+        record = record_of(run, steps, cells, hashes, settings.design.min_gold_gap)
+        record.write(path)
+        return record
 
 
 def read_record(settings: StudySettings, arm: str, replicate: Replicate) -> Record:
@@ -61,6 +85,10 @@ def read_record(settings: StudySettings, arm: str, replicate: Replicate) -> Reco
     number = replicate.number
     run = run_settings(settings, arm, number, replicate.seed)
     return _read(settings, run, record_path(settings, arm, number), number)
+
+
+def _lock(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.lock")
 
 
 def _read(settings: StudySettings, run: RewardSettings, path: Path, number: int) -> Record:
@@ -77,14 +105,15 @@ def prepare(settings: StudySettings, *, complete: bool = False) -> Iterator[Repl
         if complete and not _is_complete(settings, replicate.number):
             continue
         cells = cells_directory(settings, replicate.number)
-        if not (cells / COUNTS).is_file():
-            encoder = (
-                encoder
-                or RewardModel.from_backbone(
-                    settings.backbone, max_length=settings.design.max_length
-                ).encoder
-            )
-            write_cells(replicate, source, settings.design, encoder, cells)
+        with locked(_lock(cells), wait=True):
+            if not (cells / COUNTS).is_file():
+                encoder = (
+                    encoder
+                    or RewardModel.from_backbone(
+                        settings.backbone, max_length=settings.design.max_length
+                    ).encoder
+                )
+                write_cells(replicate, source, settings.design, encoder, cells)
         yield replicate
 
 

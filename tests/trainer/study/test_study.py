@@ -11,9 +11,11 @@ import pytest
 
 from reward_model.errors import UsageError
 from tests.checkpoints import tiny_checkpoint
+from trainer.lock import locked
 from trainer.study.config import StudySettings
 from trainer.study.page import write_page
 from trainer.study.pilot import Trial, try_rates
+from trainer.study.records import Record
 from trainer.study.results import analyse, write_results
 from trainer.study.runs import (
     cells_directory,
@@ -142,6 +144,23 @@ def test_a_record_of_another_run_is_refused(settings: StudySettings, tmp_path: P
     path.write_text(path.read_text().replace("bread", "cake"))
     with pytest.raises(UsageError, match=r"another mutual_ood\.jsonl; remove"):
         list(run_all(other))
+
+
+def test_a_run_that_another_process_is_at_comes_last(
+    settings: StudySettings, tmp_path: Path
+) -> None:
+    shutil.copytree(settings.output_dir, tmp_path / "study")
+    shared = settings.model_copy(update={"output_dir": tmp_path / "study"})
+    record = record_path(shared, "bt", 0)
+    wanted = Record.read(record)
+    record.unlink()
+    shutil.rmtree(run_directory(shared, "bt", 0))
+    going = run_all(shared)
+    with locked(shared.output_dir / "runs" / "bt" / "replicate-0.lock", wait=False):
+        assert next(going) == 1
+        assert not record.exists()
+    assert list(going) == [0]
+    assert Record.read(record).rewards == wanted.rewards
 
 
 def test_a_pilot_compares_rates_on_the_dev_set(settings: StudySettings, tmp_path: Path) -> None:
