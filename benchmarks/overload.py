@@ -42,6 +42,7 @@ async def _flood_with(
 ) -> dict[str, object]:
     statuses: dict[str, int] = {}
     accepted: list[float] = []
+    in_service: list[float] = []
     tokens = 0
     memory: list[float] = []
 
@@ -57,6 +58,7 @@ async def _flood_with(
         statuses[status] = statuses.get(status, 0) + 1
         if status == "200":
             accepted.append(time.perf_counter() - asked)
+            in_service.append(sum(response.json()["timing_ms"].values()) / 1000)
             tokens += len(ids)
 
     pool = texts(5, 4096, 8192, 1024)
@@ -79,7 +81,9 @@ async def _flood_with(
         "seconds": seconds,
         "answers": dict(sorted(statuses.items())),
         "accepted_p50_seconds": round(statistics.median(accepted), 3),
-        "accepted_p99_seconds": round(sorted(accepted)[int(0.99 * (len(accepted) - 1))], 3),
+        "accepted_p99_seconds": _p99(accepted),
+        # As the service timed them: without the client, which here takes part of the same cores.
+        "accepted_p99_seconds_in_service": _p99(in_service),
         # What waits when one gets in, its own tokens, and two batches: the running one and its own.
         "promise_seconds": round((OVERLOAD_QUEUE_TOKENS + 1024 + 2 * 2048) / throughput, 3),
         "tokens_per_second": round(throughput),
@@ -88,6 +92,10 @@ async def _flood_with(
             "at_the_end": round(memory[-1], 1),
         },
     }
+
+
+def _p99(seconds: list[float]) -> float:
+    return round(sorted(seconds)[int(0.99 * (len(seconds) - 1))], 3)
 
 
 def _resident_mib(url: str) -> float:

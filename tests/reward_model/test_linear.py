@@ -6,9 +6,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reward_model.linear import Linear, available, use_onednn
+from reward_model import linear
+from reward_model.linear import Linear, available, preferred, use_onednn
 
 pytestmark = pytest.mark.skipif(not available(), reason="oneDNN is not there, or not on x86")
+
+
+@pytest.fixture(autouse=True)
+def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "preferred", lambda: True)
+
+
+def test_intels_processors_keep_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, wanted in (("Intel Xeon", False), ("AMD EPYC 9B45", True), (None, True)):
+        known = {} if name is None else {"cpu_name": name}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
+        preferred.cache_clear()
+        assert preferred() is wanted
+    preferred.cache_clear()
+    monkeypatch.setattr(linear, "preferred", lambda: False)
+    model = nn.Sequential(nn.Linear(4, 4))
+    use_onednn(model)
+    assert type(model[0]) is nn.Linear
 
 
 def layers(bias: bool, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, nn.Linear]:
