@@ -1,14 +1,20 @@
 """Attention of many small matrices on a CPU, as two products around a softmax."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from reward_model import row_cuts
 from reward_model.linear import product, suits
 
 LOGITS = 1 << 20
 """Elements computed at once: they stay in a CPU's caches, and bound the memory."""
 ONEDNN_KEYS = 128
 """Keys from which on one oneDNN product per matrix is faster than MKL's batch of them."""
+SPLIT_KEYS = 512
+"""Keys from which on the sum over them may be divided (:func:`at_once`); with up to 64 threads no
+shorter one was."""
 
 
 def attend(
@@ -41,6 +47,9 @@ def attend(
             output[index] = product(weights_MK, value[index].t())
         return output
     step = max(LOGITS // (rows * columns), 1)
+    if columns >= SPLIT_KEYS and row_cuts.suits(query, key):
+        threads = torch.get_num_threads()
+        step = at_once(rows, columns, query.shape[2], step, query.dtype, threads)
     for number, own in enumerate(masks):
         stop = (number + 1) * each
         for first in range(number * each, stop, step):
@@ -53,6 +62,32 @@ def attend(
                 weights = _softmax(torch.bmm(query[some], key_DK), wide, scale, softcap)
             torch.bmm(weights, value[some], out=output[some])
     return output
+
+
+@cache
+def at_once(rows: int, columns: int, dim: int, most: int, dtype: torch.dtype, threads: int) -> int:
+    """``most`` matrices at once, or one where their sums go by how many there are.
+
+    With matrix tiles (:mod:`reward_model.row_cuts`) oneDNN divides a long sum over keys among the
+    threads that have no matrix of their own. Every number is tried once.
+    """
+    query, key = row_cuts.cancelling((most, rows, dim), (most, columns, dim), dtype)
+    weights, value = row_cuts.cancelling((most, rows, columns), (most, dim, columns), dtype)
+    value = value.transpose(1, 2).contiguous()
+    mask = torch.zeros((), dtype=dtype)
+
+    def products(some: slice) -> tuple[Tensor, Tensor]:
+        shape = len(query[some]), rows, columns
+        logits = torch.baddbmm(mask.expand(shape), query[some], key[some].transpose(1, 2))
+        return logits, torch.bmm(weights[some], value[some])
+
+    whole = products(slice(0, most))
+    for count in range(1, most):
+        some = slice(most - count, most)  # where a matrix stands must not matter either
+        for found, wanted in zip(products(some), whole, strict=True):
+            if not torch.equal(found, wanted[some]):
+                return 1
+    return most
 
 
 def _softmax(logits: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from reward_model.contract import ADAPTER_CONFIG
 from reward_model.errors import CheckpointError
+from reward_model.row_cuts import CutLinear
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -42,7 +43,7 @@ _VARIANTS = (
 )
 
 
-class LoraLinear(nn.Linear):
+class LoraLinear(CutLinear):
     """A linear layer with an adapter. W and b are the very parameters of the layer it replaces."""
 
     def __init__(self, base: nn.Linear, a_RI: Tensor, b_OR: Tensor, scaling: float) -> None:

@@ -29,6 +29,7 @@ from reward_model.numerics import fix_cuda_sums
 from reward_model.opening import Options, open_adapter, open_checkpoint
 from reward_model.packing import PackedBatch, pack
 from reward_model.parity import agrees
+from reward_model.row_cuts import use_row_cuts
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,7 @@ class RewardModel(nn.Module):
         self.custom = is_custom(classifier) and head.find_last_linear(classifier) is None
         if not self.custom:  # code of its own is computed as it would compute itself
             use_onednn(classifier)
+            use_row_cuts(classifier)
         self.obstacle = (
             "the score head is the checkpoint's own code"
             if self.custom

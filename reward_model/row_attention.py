@@ -6,12 +6,17 @@ Every row is computed by itself, so it does not depend on the others.
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reward_model.attend import attend
 from reward_model.packing import ROW_MULTIPLE, PackedBatch
 from reward_model.product_attention import attend_with_gradient
 from reward_model.tiles import TILE
+
+LEAST_QUERIES = 8
+"""PyTorch gives products in half precision to oneDNN from 4,096 multiplications on, all matrices of
+a call together; with fewer queries it would go by how many rows are wanted."""
 
 
 def row_attention(
@@ -59,14 +64,20 @@ def _by_tiles(
     output_N = torch.empty_like(query_N, memory_format=torch.contiguous_format)
     with torch.autocast(query_N.device.type, enabled=False):
         for members, rows_BK, mask in _seen(packed, rows_N, window, value.dtype):
-            own = query_N[members].flatten(0, 1).contiguous()
+            own = _at_least(LEAST_QUERIES, query_N[members].flatten(0, 1)).contiguous()
             seen_key, seen_value = (
                 x_TD[rows_BK].transpose(1, 2).flatten(0, 1).contiguous()
                 for x_TD in (key_TD, value_TD)
             )
             some = attend(own, seen_key, seen_value, mask, scale=scale, softcap=softcap)
-            output_N[members] = some.view(len(members), *query_N.shape[1:])
+            output_N[members] = some[:, : query_N.shape[2]].view(len(members), *query_N.shape[1:])
     return output_N
+
+
+def _at_least(count: int, query: Tensor) -> Tensor:
+    """[N, M, D], in half precision with M filled up to ``count``."""
+    missing = 0 if query.dtype == torch.float32 else max(count - query.shape[1], 0)
+    return F.pad(query, (0, 0, 0, missing)) if missing else query
 
 
 def _seen(

@@ -50,9 +50,15 @@ def test_softcap_by_its_definition() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_matrix_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
-    query, key, value = (x.to(dtype) for x in matrices(7))
-    mask = hidden(64, 128).to(dtype)
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(64, 128), (64, 1024), (256, 1536), (8, 2048), (64, 4096)]
+)
+@torch.no_grad()
+def test_a_matrix_does_not_depend_on_its_neighbours(
+    dtype: torch.dtype, queries: int, keys: int
+) -> None:
+    query, key, value = (x.to(dtype) for x in matrices(7, queries, keys, dim=64))
+    mask = hidden(queries, keys).to(dtype)
     together = attend(query, key, value, mask, scale=0.2)
     for place in range(7):
         some = slice(place, place + 1)
