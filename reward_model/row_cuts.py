@@ -59,14 +59,9 @@ def suits(input: Tensor, weight: Tensor) -> bool:
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """input · weightᵀ + bias, [..., K] × [N, K] → [..., N]; a row's bits are its own.
-
-    That holds where the rows are a multiple of 64; others are left as they are.
-    """
+    """input · weightᵀ + bias, [..., K] × [N, K] → [..., N]; a row's bits are its own."""
     outer, inner = weight.shape
     rows = input.numel() // inner
-    if rows % ROW_MULTIPLE:
-        return F.linear(input, weight, bias)
     known = sizes(inner, outer, bias is not None, weight.dtype, torch.get_num_threads())
     input_RK, output_RN = input.reshape(rows, inner), input.new_empty(rows, outer)
     start = 0
@@ -129,7 +124,7 @@ def cuts(rows: int, known: tuple[int, ...]) -> tuple[int, ...]:
     The sum with the least to compute, where every part costs as much as ``PART`` rows more.
     """
     best: list[tuple[int, tuple[int, ...]]] = [(0, ())]
-    for left in range(ROW_MULTIPLE, rows + 1, ROW_MULTIPLE):
+    for left in range(ROW_MULTIPLE, rows + ROW_MULTIPLE, ROW_MULTIPLE):
         best.append(
             min(
                 (cost + size + PART, (size, *parts))
