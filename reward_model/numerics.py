@@ -4,7 +4,8 @@ On the CPU, what oneDNN does not compute (:mod:`reward_model.linear`) MKL does. 
 dimension over threads when that is large against the number of rows: with two threads a [M, 1536] ×
 [1536, 384] product changed its bits between M = 192 and M = 256. In its strict reproducible mode it
 does not; the order of every sum is then fixed. On CUDA, cuBLAS does
-the same (split-K) where it has a workspace to put the parts in, so it gets next to none.
+the same (split-K) where it has a workspace to put the parts in, so it gets next to none. In half
+precision oneDNN has to be led by other means (:mod:`reward_model.row_cuts`).
 
 Both read the environment at the first product of the process, so it is set when this package is
 imported; what the user has set stays.
