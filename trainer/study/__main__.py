@@ -2,7 +2,8 @@
 
 Everything is in ``output_dir``: ``cells/`` (what was trained on and measured), ``runs/`` (a run
 directory of ``trainer.reward`` per arm and replicate), ``results.json`` and ``report.html``, both
-written anew whenever a replicate is complete. The same command goes on where it was stopped.
+written anew whenever a replicate has its primary arms, and again when it has the others. The same
+command goes on where it was stopped.
 ``--pilot '[2e-5, 5e-5]'`` compares learning rates on the dev set instead: ``pilot.json``.
 """
 
@@ -31,11 +32,11 @@ def _command(settings: StudySettings) -> None:
             (step, best), last = trial.best, trial.taus[max(trial.taus)]
             print(f"lr {trial.lr:g}: dev τ-b {best:.3f} at step {step}, {last:.3f} at the last")
         return
-    complete = 0
     if not settings.analyse_only:
-        for _ in run_all(settings):
-            complete += 1
-            if complete > 1:
+        complete: set[int] = set()
+        for number in run_all(settings):
+            complete.add(number)
+            if len(complete) > 1:
                 write_results(settings, found := analyse(settings))
                 write_page(settings, found)
         return

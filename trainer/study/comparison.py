@@ -45,6 +45,9 @@ def paired(differences: Sequence[float]) -> Difference:
     count = len(differences)
     if count < 2:
         raise ValueError("a paired difference needs at least two replicates")
+    if not any(differences):
+        # Student's t would be 0 / 0, and Holm's order cannot place that.
+        return Difference(0.0, 0.0, 0.0, 1.0, 0.0, list(differences))
     result = ttest_1samp(differences, 0.0)
     interval = result.confidence_interval(0.95)
     error = float(np.std(differences, ddof=1)) / math.sqrt(count)

@@ -85,3 +85,8 @@ class StudySettings(Settings):
             if name not in self.arms:
                 raise ValueError(f"arms: {name} is missing; it is the baseline or the primary arm")
         return self
+
+    @property
+    def primary_arms(self) -> list[str]:
+        """The arms of the primary endpoint."""
+        return [self.baseline, self.primary]

@@ -13,7 +13,7 @@ from trainer.study.cells import MEASURED
 from trainer.study.comparison import Difference, crossed_bootstrap, holm, paired
 from trainer.study.config import StudySettings
 from trainer.study.measures import CellPrompt, Values, per_prompt
-from trainer.study.runs import prepare, read_cells, read_record
+from trainer.study.runs import has_record, prepare, read_cells, read_record
 
 PRIMARY_CELL = "mutual_ood"
 RESULTS = "results.json"
@@ -43,7 +43,9 @@ class Results:
 
 
 def analyse(settings: StudySettings) -> Results:
-    """From the records of every replicate of which all arms are finished.
+    """From the records of every replicate whose primary arms are finished.
+
+    Other arms are in the results when they have a record of each of these replicates.
 
     Raises:
         UsageError: fewer than two are, or a record is of other settings or other data.
@@ -56,6 +58,8 @@ def analyse(settings: StudySettings) -> Results:
     trajectories: dict[str, dict[str, dict[int, list[Values]]]] = {}
     last: dict[tuple[str, str], list[Rewards]] = defaultdict(list)
     for arm in settings.arms:
+        if not all(has_record(settings, arm, number) for number in numbers):
+            continue
         table: dict[str, dict[int, list[Values]]] = {name: defaultdict(list) for name in MEASURED}
         for place, replicate in enumerate(complete):
             record = read_record(settings, arm, replicate)
@@ -94,7 +98,7 @@ def _compare(
     last: dict[tuple[str, str], list[Rewards]],
 ) -> list[Comparison]:
     found = []
-    for arm in settings.arms:
+    for arm in trajectories:
         if arm == settings.baseline:
             continue
         for name in MEASURED:

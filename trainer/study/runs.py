@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from reward_model.model import RewardModel
@@ -21,33 +21,42 @@ EVERY = 10**9
 
 
 def run_all(settings: StudySettings) -> Iterator[int]:
-    """Train what has no record yet; yield the number of every replicate when it is complete.
+    """Train what has no record yet; yield a replicate's number whenever its round is complete.
 
-    Replicates come one after another, all arms of one before the next, so that a study that was
-    stopped early can be analysed. A killed one goes on in the middle of a run. Several processes
-    share the runs: each takes the next that none is at, and waits for the others at the end.
+    The arms of the primary endpoint come first, then all others; in a round replicates come one
+    after another, so that a study that was stopped early can be analysed. A killed one goes on in
+    the middle of a run. Several processes share the runs: each takes the next that none is at, and
+    waits for the others at the end.
 
     Raises:
         UsageError: a record is of a run with other settings or on other data.
     """
     left = []
-    for replicate in prepare(settings):
-        if _run_arms(settings, replicate, wait=False):
-            yield replicate.number
-        else:
-            left.append(replicate)
-    for replicate in left:
-        _run_arms(settings, replicate, wait=True)
+    for arms in _rounds(settings):
+        for replicate in prepare(settings):
+            if _run_arms(settings, replicate, arms, wait=False):
+                yield replicate.number
+            else:
+                left.append((replicate, arms))
+    for replicate, arms in left:
+        _run_arms(settings, replicate, arms, wait=True)
         yield replicate.number
 
 
-def _run_arms(settings: StudySettings, replicate: Replicate, *, wait: bool) -> bool:
-    """Whether all arms have a record now."""
+def _rounds(settings: StudySettings) -> list[list[str]]:
+    others = [arm for arm in settings.arms if arm not in settings.primary_arms]
+    return [settings.primary_arms, others] if others else [settings.primary_arms]
+
+
+def _run_arms(
+    settings: StudySettings, replicate: Replicate, arms: Sequence[str], *, wait: bool
+) -> bool:
+    """Whether all ``arms`` have a record now."""
     number = replicate.number
-    for arm in settings.arms:
+    for arm in arms:
         run = run_settings(settings, arm, number, replicate.seed)
         recorded(settings, run, record_path(settings, arm, number), number, wait=wait)
-    return _is_complete(settings, number)
+    return all(has_record(settings, arm, number) for arm in arms)
 
 
 def recorded(
@@ -98,13 +107,14 @@ def _read(settings: StudySettings, run: RewardSettings, path: Path, number: int)
 
 
 def prepare(settings: StudySettings, *, complete: bool = False) -> Iterator[Replicate]:
-    """Every replicate, or only the complete ones, with its cells written."""
+    """Every replicate, or only those whose primary arms have records, with its cells written."""
     source = read_source(settings.source)
     encoder = None
     for replicate in replicates(source.splits, source.lineages, settings.design):
-        if complete and not _is_complete(settings, replicate.number):
+        number = replicate.number
+        if complete and not all(has_record(settings, arm, number) for arm in settings.primary_arms):
             continue
-        cells = cells_directory(settings, replicate.number)
+        cells = cells_directory(settings, number)
         with locked(_lock(cells), wait=True):
             if not (cells / COUNTS).is_file():
                 encoder = (
@@ -117,9 +127,9 @@ def prepare(settings: StudySettings, *, complete: bool = False) -> Iterator[Repl
         yield replicate
 
 
-def _is_complete(settings: StudySettings, number: int) -> bool:
-    """Whether every arm of a replicate has its record."""
-    return all(record_path(settings, arm, number).is_file() for arm in settings.arms)
+def has_record(settings: StudySettings, arm: str, number: int) -> bool:
+    """Whether a run is finished."""
+    return record_path(settings, arm, number).is_file()
 
 
 def read_cells(settings: StudySettings, number: int) -> dict[str, list[CellPrompt]]:

@@ -22,6 +22,11 @@ def test_a_paired_difference_by_hand() -> None:
     assert found.detectable == pytest.approx((4.302653 + 1.060660) / math.sqrt(3), abs=1e-5)
 
 
+def test_arms_that_agree_everywhere_do_not_differ() -> None:
+    found = paired([0.0, 0.0, 0.0])
+    assert (found.mean, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+
+
 def test_holm_by_hand() -> None:
     """Sorted .01 .03 .04 .06 times 4 3 2 1, never falling."""
     found = holm({"a": 0.04, "b": 0.01, "c": 0.06, "d": 0.03})

@@ -1,4 +1,4 @@
-"""A whole study in small: two replicates of two arms, stopped and gone on with."""
+"""A whole study in small: two replicates of three arms, stopped and gone on with."""
 
 import gzip
 import json
@@ -73,6 +73,7 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> StudySet
         "arms": {
             "bt": {"name": "bt"},
             "bsr": {"name": "bt_bsr", "lambda": 1.0, "scope": "micro", "scale": "reference"},
+            "bt_l2": {"name": "bt_l2", "lambda": 1e-3},
         },
         "design": {
             "replicates": 2, "prompt_folds": 2, "lineage_folds": [["a", "b"]],
@@ -89,8 +90,24 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> StudySet
     going.close()
     with pytest.raises(UsageError, match="1 replicates are finished"):
         analyse(settings)
-    assert list(run_all(settings)) == [0, 1]
+    assert list(run_all(settings)) == [0, 1, 0, 1]
     return settings
+
+
+def test_the_primary_arms_come_first(settings: StudySettings, tmp_path: Path) -> None:
+    shutil.copytree(settings.output_dir, tmp_path / "study")
+    early = settings.model_copy(update={"output_dir": tmp_path / "study"})
+    record_path(early, "bt_l2", 1).unlink()
+    found = analyse(early)
+    assert list(found.trajectories) == ["bt", "bsr"]
+    for arm in ("bsr", "bt_l2"):
+        shutil.rmtree(run_directory(early, arm, 1))
+    record_path(early, "bsr", 1).unlink()
+    going = run_all(early)
+    assert [next(going), next(going)] == [0, 1]
+    assert analyse(early) == found
+    assert list(going) == [0, 1]
+    assert analyse(early) == analyse(settings)
 
 
 def test_results_have_every_step_and_one_primary_endpoint(settings: StudySettings) -> None:
@@ -129,7 +146,7 @@ def test_records_are_all_that_a_study_needs(settings: StudySettings, tmp_path: P
     moved = settings.model_copy(
         update={"output_dir": tmp_path / "elsewhere", "records": settings.output_dir / "records"}
     )
-    assert list(run_all(moved)) == [0, 1]
+    assert list(run_all(moved)) == [0, 1, 0, 1]
     assert not run_directory(moved, "bt", 0).exists()
     assert analyse(moved) == wanted
 
@@ -157,7 +174,7 @@ def test_a_run_that_another_process_is_at_comes_last(
     shutil.rmtree(run_directory(shared, "bt", 0))
     going = run_all(shared)
     with locked(shared.output_dir / "runs" / "bt" / "replicate-0.lock", wait=False):
-        assert next(going) == 1
+        assert [next(going) for _ in range(3)] == [1, 0, 1]
         assert not record.exists()
     assert list(going) == [0]
     assert Record.read(record).rewards == wanted.rewards
