@@ -1,4 +1,4 @@
-"""A short HTML report: one file, plots inlined, readable without a network.
+"""A short report: HTML in one file, readable without a network, or Markdown with its plots beside.
 
 >>> report = Report("Reward model", "What the run did.")
 >>> report.table(["cell", "accuracy"], [["in-domain", 0.85]], "Pair accuracy.")
@@ -6,7 +6,6 @@
 >>> report.write(Path("report.html"))
 """
 
-import base64
 import html
 import io
 import re
@@ -16,8 +15,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from reward_model.atomic import write_bytes, write_text
+from trainer.report_parts import Cell, Heading, Part, Picture, Sample, Table, Text
 
-Cell = str | float | int | None
 Curve = tuple[Sequence[float], Sequence[float]]
 
 STYLE = """
@@ -33,70 +32,54 @@ pre { background: #f4f6f8; padding: .6rem .8rem; white-space: pre-wrap; }
 
 
 class Report:
-    """Collects sections in the order they are added and writes them as one HTML file."""
+    """Collects sections in the order they are added."""
 
     def __init__(self, title: str, introduction: str = "") -> None:
         self.title = title
-        self._parts: list[str] = []
-        self._figures: list[bytes] = []
+        self._parts: list[Part] = []
         if introduction:
             self.text(introduction)
 
     def heading(self, text: str) -> None:
-        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        self._parts.append(Heading(text))
 
     def text(self, text: str) -> None:
-        self._parts.append(f"<p>{html.escape(text)}</p>")
+        self._parts.append(Text(text))
 
     def sample(self, text: str) -> None:
         """A block of text shown exactly as it is."""
-        self._parts.append(f"<pre>{html.escape(text)}</pre>")
+        self._parts.append(Sample(text))
 
     def table(
         self, header: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = ""
     ) -> None:
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(format_cell(cell))}</td>" for cell in row) + "</tr>"
-            for row in rows
-        )
-        note = f'<p class="caption">{html.escape(caption)}</p>' if caption else ""
-        self._parts.append(f"<table><tr>{head}</tr>{body}</table>{note}")
+        self._parts.append(Table(header, rows, caption))
 
     def figure(self, figure: Figure, caption: str = "") -> None:
-        png = figure_png(figure)
-        self._figures.append(png)
-        source = base64.b64encode(png).decode("ascii")
-        self._parts.append(
-            f'<figure><img alt="{html.escape(caption, quote=True)}" '
-            f'src="data:image/png;base64,{source}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
+        self._parts.append(Picture(figure_png(figure), caption))
 
     def html(self) -> str:
         title = html.escape(self.title)
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             f"<style>{STYLE}</style></head><body><h1>{title}</h1>\n"
-            + "\n".join(self._parts)
+            + "\n".join(part.html() for part in self._parts)
             + "\n</body></html>\n"
         )
 
     def write(self, path: Path) -> None:
-        """Write the report to ``path``, and each plot beside it as ``<stem>-<number>.png``."""
+        """Write HTML, or Markdown if ``path`` ends in .md; each plot beside it as
+        ``<stem>-<number>.png``."""
         stem = re.sub(r"[^\w.-]", "_", path.stem)
-        for number, png in enumerate(self._figures, start=1):
-            write_bytes(path.parent / f"{stem}-{number}.png", png)
-        write_text(path, self.html())
-
-
-def format_cell(cell: Cell) -> str:
-    """Numbers with four significant digits, a dash for what is missing."""
-    if cell is None:
-        return "–"
-    if isinstance(cell, float):
-        return f"{cell:.4g}"
-    return str(cell)
+        markdown = [f"# {self.title}"]
+        number = 1
+        for part in self._parts:
+            name = f"{stem}-{number}.png"
+            markdown.append(part.markdown(name))
+            if isinstance(part, Picture):
+                write_bytes(path.parent / name, part.png)
+                number += 1
+        write_text(path, "\n\n".join(markdown) + "\n" if path.suffix == ".md" else self.html())
 
 
 def figure_png(figure: Figure) -> bytes:

@@ -2,7 +2,8 @@ import base64
 import re
 from pathlib import Path
 
-from trainer.report import Report, curves, format_cell
+from trainer.report import Report, curves
+from trainer.report_parts import format_cell
 
 
 def test_text_and_cells_are_escaped(tmp_path: Path) -> None:
@@ -25,6 +26,21 @@ def test_figures_are_inlined_and_written_beside(tmp_path: Path) -> None:
     png = base64.b64decode(inlined.group(1))
     assert png.startswith(b"\x89PNG")
     assert (tmp_path / "out" / "report-1.png").read_bytes() == png
+
+
+def test_markdown_has_its_plots_beside(tmp_path: Path) -> None:
+    report = Report("Arms", "Compared.")
+    report.heading("Levels")
+    report.table(["arm", "tau"], [["a|b", 0.123456], ["c", None]], "By arm.")
+    report.figure(curves({"bt": ([0, 1], [1.0, 0.5])}, "step", "loss"), "Loss.")
+    report.figure(curves({"bt": ([0, 1], [0.0, 0.5])}, "step", "tau"), "Course.")
+    report.write(tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == (
+        "# Arms\n\nCompared.\n\n## Levels\n\n"
+        "| arm | tau |\n| --- | ---: |\n| a\\|b | 0.1235 |\n| c | – |\n\nBy arm.\n\n"
+        "![Loss.](README-1.png)\n\nLoss.\n\n![Course.](README-2.png)\n\nCourse.\n"
+    )
+    assert (tmp_path / "README-2.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_format_cell() -> None:

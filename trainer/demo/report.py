@@ -8,7 +8,8 @@ from rich.table import Table
 
 from trainer.demo.cells import CELLS
 from trainer.demo.outcome import Arm, read_samples
-from trainer.report import Cell, Report, curves, format_cell
+from trainer.report import Report, curves
+from trainer.report_parts import Cell, format_cell
 
 COLOURS = {"BT": "#b0413e", "BSR": "#2f6f9f"}
 INTRODUCTION = (

@@ -6,7 +6,8 @@ from trainer.evaluation.intervals import Estimate
 from trainer.evaluation.results import Results
 from trainer.evaluation.reward_bench import RewardBench
 from trainer.evaluation.rm_bench import STYLES
-from trainer.report import Cell, Curve, Report, curves, format_cell
+from trainer.report import Curve, Report, curves
+from trainer.report_parts import Cell, format_cell
 
 
 def build_report(results: Results, title: str) -> Report:

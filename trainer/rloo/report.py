@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.metrics import read_metrics
-from trainer.report import Cell, Report, curves
+from trainer.report import Report, curves
+from trainer.report_parts import Cell
 from trainer.rloo.evaluation import gain, mean_over_prompts, read_prompt_means
 from trainer.rloo.ledger import read_ledger
 from trainer.rloo.run_directory import REPORT, SAMPLES
