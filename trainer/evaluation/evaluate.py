@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from reward_model.atomic import write_text
@@ -42,11 +43,13 @@ def evaluate(settings: EvaluationSettings) -> Results:
     for name, path in settings.sets.items():
         measured[name] = measure(path, source, options)
         print(f"{name}: {_line(measured[name].result)}", flush=True)
-    bench = _rm_bench(settings.rm_bench, source, settings.limit)
+    bench, bench_hidden_NH = _rm_bench(settings.rm_bench, source, settings.limit)
+    all_hidden = {name: found.hidden_NH for name, found in measured.items()}
+    all_hidden["rm_bench"] = bench_hidden_NH
     hidden = {
-        name: found.hidden_NH
-        for name, found in measured.items()
-        if settings.representation and found.hidden_NH is not None
+        name: hidden_NH
+        for name, hidden_NH in all_hidden.items()
+        if settings.representation and hidden_NH is not None
     }
     results = Results(
         source=source.name,
@@ -66,14 +69,25 @@ def write_results(results: Results, output_dir: Path, title: str) -> None:
     build_report(results, title).write(output_dir / REPORT)
 
 
-def _rm_bench(files: Mapping[str, Path], source: Source, limit: int | None) -> RmBench | None:
-    """Items of files whose names begin alike (safety-refuse, safety-response) are one domain."""
+def _rm_bench(
+    files: Mapping[str, Path], source: Source, limit: int | None
+) -> tuple[RmBench | None, Tensor | None]:
+    """Items of files whose names begin alike (safety-refuse, safety-response) are one domain.
+
+    Returns:
+        The results, and the hidden states of all domains' responses, [N, H].
+    """
     if not files:
-        return None
+        return None, None
     items: dict[str, list[Item]] = defaultdict(list)
     for name, path in files.items():
         items[domain_of(name)] += read_items(path)[:limit]
-    return summary({name: _domain(found, source, name) for name, found in items.items()})
+    domains, hidden = {}, []
+    for name, found in items.items():
+        domains[name], hidden_NH = _domain(found, source, name)
+        if hidden_NH is not None:
+            hidden.append(hidden_NH)
+    return summary(domains), torch.cat(hidden) if hidden else None
 
 
 def _reward_bench(path: str | None, source: Source, limit: int | None) -> RewardBench | None:
@@ -98,22 +112,23 @@ def _reward_bench(path: str | None, source: Source, limit: int | None) -> Reward
     return reward_bench(names, list(zip(rewards[::2], rewards[1::2], strict=True)))
 
 
-def _domain(items: Sequence[Item], source: Source, name: str) -> Domain:
+def _domain(items: Sequence[Item], source: Source, name: str) -> tuple[Domain, Tensor | None]:
     conversations = [
         [Message(role="user", content=item.prompt), Message(role="assistant", content=text)]
         for item in items
         for text in (*item.chosen, *item.rejected)
     ]
-    rewards = source.score(conversations).rewards
+    scores = source.score(conversations)
     chosen, rejected = [], []
     for place in range(len(items)):
-        six = [reward for reward in rewards[6 * place : 6 * place + 6] if reward is not None]
+        own = scores.rewards[6 * place : 6 * place + 6]
+        six = [reward for reward in own if reward is not None]
         if len(six) == 6:
             chosen.append(six[:3])
             rejected.append(six[3:])
     if not chosen:
         raise SumzeroError(f"rm_bench.{name}: no item has all six scores; set truncation")
-    return domain(chosen, rejected, unscored=len(items) - len(chosen))
+    return domain(chosen, rejected, unscored=len(items) - len(chosen)), scores.hidden_NH
 
 
 def _representation(

@@ -118,6 +118,7 @@ def test_rm_bench_files_are_pooled_by_domain(checkpoint: Path, tmp_path: Path) -
         "chat": 2,
     }
     assert results.rm_bench.missing == ["math", "code"]
+    assert results.representation["rm_bench"].rows == 6 * (4 + 2)
 
 
 @pytest.mark.parametrize(
