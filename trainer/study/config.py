@@ -55,6 +55,13 @@ class TrainingSettings(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
+class BenchmarkSettings(Section):
+    """Data that no replicate is cut from, measured with every finished model."""
+
+    sets: dict[str, Path] = Field(default={}, description="name: file of pairs")
+    rm_bench: dict[str, Path] = Field(default={}, description="RM-Bench files by domain")
+
+
 class StudySettings(Settings):
     """Everything ``python -m trainer.study`` is told."""
 
@@ -69,6 +76,12 @@ class StudySettings(Settings):
     arms: dict[str, LossSettings] = Field(description="name: loss")
     baseline: str = Field(default="bt", description="the arm that the others are compared with")
     primary: str = Field(default="bsr", description="the arm of the primary endpoint")
+    benchmarks: BenchmarkSettings | None = Field(
+        default=None, description="by default none is measured"
+    )
+    page: Path | None = Field(
+        default=None, description="Markdown file that the report is written to as well"
+    )
     design: DesignSettings
     training: TrainingSettings
     draws: int = Field(default=10_000, gt=0, description="bootstrap samples")

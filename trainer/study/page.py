@@ -1,26 +1,57 @@
-"""``report.html`` of a study: every arm against the baseline, and how all of them went."""
+"""``report.html`` of a study, and the same as Markdown: the arms compared, and how they went."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from trainer.report import Report, curves
+from trainer.report_parts import Cell
+from trainer.study.benchmark_results import BenchmarkResults
 from trainer.study.config import StudySettings
-from trainer.study.measures import Values
 from trainer.study.results import PRIMARY_CELL, Results
 
+T = TypeVar("T")
+
 PAGE = "report.html"
+MEASURES = ("tau", "partial_tau", "accuracy", "balanced")
+COURSE = {
+    "head_norm": "‖W_p‖",
+    "probe/accuracy": "accuracy on train pairs",
+    "probe/reward_std": "spread of rewards on train pairs",
+    "probe/h_difference_mean": "mean ‖h_w − h_l‖ on train pairs",
+    "probe/h_difference_std": "spread of ‖h_w − h_l‖ on train pairs",
+}
 
 
 def write_page(settings: StudySettings, results: Results) -> None:
-    """Write the report, and a picture per cell beside it."""
-    design = settings.design
+    """Write the report with its pictures into ``output_dir``, and to ``page`` if one is named."""
+    page = build_page(settings, results)
+    page.write(settings.output_dir / PAGE)
+    if settings.page is not None:
+        page.write(settings.page)
+
+
+def build_page(settings: StudySettings, results: Results) -> Report:
+    """All tables and plots."""
+    design, training = settings.design, settings.training
     page = Report(
         "Reward models compared",
-        f"{len(results.replicates)} of {design.replicates} replicates; {design.train_pairs} pairs, "
-        f"{settings.training.epochs} epochs, backbone {settings.backbone}. The primary endpoint is "
-        f"the difference in Kendall's tau-b between {settings.primary} and {settings.baseline} on "
-        f"{PRIMARY_CELL} at the last step.",
+        f"{len(results.replicates)} of {design.replicates} replicates, arms "
+        f"{', '.join(results.trajectories)}; {design.train_pairs} pairs, {training.epochs} epochs, "
+        f"learning rate {training.lr:g}, {training.precision}, backbone {settings.backbone}. The "
+        f"primary endpoint is the difference in Kendall's τ-b between {settings.primary} and "
+        f"{settings.baseline} on {PRIMARY_CELL} at the last step.",
     )
+    _comparisons(page, results)
+    _last_step(page, results)
+    _course(page, results)
+    _training(page, settings, results)
+    if results.benchmarks is not None:
+        _benchmarks(page, settings, results.benchmarks)
+    return page
+
+
+def _comparisons(page: Report, results: Results) -> None:
     page.heading("Against the baseline")
     page.table(
         ["arm", "cell", "Δτ", "95 % (t)", "p", "p (Holm)", "detectable", "95 % (crossed)"],
@@ -39,46 +70,98 @@ def write_page(settings: StudySettings, results: Results) -> None:
         ],
         "Paired differences over replicates at the last step. t: over replicates. Crossed: prompts "
         "and lineages of response models drawn anew, their weights alike in all replicates. "
-        "Detectable: the true difference that would be found four times in five.",
+        "Detectable: the true difference that would be found four times in five. Holm: over all "
+        "but the primary endpoint.",
     )
+
+
+def _last_step(page: Report, results: Results) -> None:
     page.heading("At the last step")
     for cell in next(iter(results.trajectories.values())):
+        found = {arm: final(cells[cell]) for arm, cells in results.trajectories.items()}
+        found |= {name: cells[cell] for name, cells in results.references.items()}
         page.table(
             ["arm", "τ-b", "partial τ given length", "accuracy", "length-balanced"],
             [
-                [
-                    arm,
-                    *(
-                        spread(final(cells[cell]), name)
-                        for name in ("tau", "partial_tau", "accuracy", "balanced")
-                    ),
-                ]
-                for arm, cells in results.trajectories.items()
+                [arm, *(spread([getattr(one, name) for one in own]) for name in MEASURES)]
+                for arm, own in found.items()
             ],
-            f"{cell}: mean ± standard deviation over replicates.",
+            f"{cell}: mean ± standard deviation over replicates. Below the arms what needs no "
+            "backbone: the longer response; Bradley-Terry on n-grams and style, from the same "
+            "pairs; and the baseline's reward with log length taken off, as fitted on dev.",
         )
+
+
+def _course(page: Report, results: Results) -> None:
     page.heading("Over training")
     for cell in next(iter(results.trajectories.values())):
-        series = {
-            arm: (
-                sorted(cells[cell]),
-                [
-                    statistics.mean(one.tau for one in cells[cell][step])
-                    for step in sorted(cells[cell])
-                ],
-            )
+        taus = {
+            arm: {step: [one.tau for one in found] for step, found in cells[cell].items()}
             for arm, cells in results.trajectories.items()
         }
-        page.figure(curves(series, "step", "τ-b", markers=True), f"{cell}: mean over replicates.")
-    page.write(settings.output_dir / PAGE)
+        _figure(page, taus, "τ-b", f"{cell}: mean over replicates.")
 
 
-def final(steps: dict[int, list[Values]]) -> list[Values]:
+def _training(page: Report, settings: StudySettings, results: Results) -> None:
+    page.heading("Weights and hidden states")
+    for metric, label in COURSE.items():
+        steps = {arm: found[metric] for arm, found in results.logged.items()}
+        _figure(page, steps, label, f"{label}: mean over replicates.")
+    cells = list(results.trajectories[settings.baseline])
+    rows: list[list[Cell]] = []
+    for arm, found in results.logged.items():
+        norms = [final(found[f"validation/{cell}/h_norm_mean"]) for cell in cells]
+        rows.append([arm, *map(spread, norms)])
+    page.table(
+        ["arm", *cells],
+        rows,
+        "Mean ‖h‖ over the responses of each cell at the last step, ± over replicates.",
+    )
+
+
+def _benchmarks(page: Report, settings: StudySettings, found: BenchmarkResults) -> None:
+    page.heading("Benchmarks")
+    others = list(found.differences)
+    names = list(next(iter(found.values.values())))
+    rows: list[list[Cell]] = []
+    for name in names:
+        row: list[Cell] = [name, *(spread(found.values[arm][name]) for arm in found.values)]
+        for arm in others:
+            one = found.differences[arm][name]
+            row.append(f"{one.mean:+.4f} {interval(one.low, one.high)}")
+        rows.append(row)
+    page.table(
+        ["measure", *found.values, *(f"{arm} − {settings.baseline}" for arm in others)],
+        rows,
+        f"{len(found.replicates)} replicates, at the last step. Accuracies of pairs, and hard, "
+        "normal and easy of RM-Bench; erank of equally many hidden states of each set, and mean "
+        "‖h‖. Differences with 95 % intervals (t over replicates), not corrected: these are no "
+        "endpoints of the design.",
+    )
+    page.table(
+        ["counted", "items"],
+        [[name, count] for name, count in found.counts.items() if not name.startswith("train/")],
+        "What is longer than the backbone reads has no score and is left out whole.",
+    )
+
+
+def _figure(
+    page: Report, arms: Mapping[str, Mapping[int, Sequence[float]]], label: str, caption: str
+) -> None:
+    series = {
+        arm: (sorted(steps), [statistics.mean(steps[step]) for step in sorted(steps)])
+        for arm, steps in arms.items()
+    }
+    page.figure(curves(series, "step", label, markers=True), caption)
+
+
+def final(steps: Mapping[int, list[T]]) -> list[T]:
     return steps[max(steps)]
 
 
-def spread(found: Sequence[Values], name: str) -> str | None:
-    numbers = [value for one in found if (value := getattr(one, name)) is not None]
+def spread(found: Sequence[float] | Sequence[float | None]) -> str | None:
+    """Mean ± standard deviation of those that are not None."""
+    numbers = [value for value in found if value is not None]
     if len(numbers) < 2:
         return None
     return f"{statistics.mean(numbers):.4f} ± {statistics.stdev(numbers):.4f}"

@@ -9,14 +9,26 @@ from dataclasses import dataclass
 from reward_model import atomic
 from reward_model.errors import UsageError
 from trainer.evaluation.intervals import Estimate
+from trainer.study.benchmark_results import BenchmarkResults, benchmark_results
 from trainer.study.cells import MEASURED
 from trainer.study.comparison import Difference, crossed_bootstrap, holm, paired
 from trainer.study.config import StudySettings
 from trainer.study.measures import CellPrompt, Values, per_prompt
-from trainer.study.runs import has_record, prepare, read_cells, read_record
+from trainer.study.records import Record
+from trainer.study.references import references
+from trainer.study.runs import cells_directory, has_record, prepare, read_cells, read_record
 
 PRIMARY_CELL = "mutual_ood"
 RESULTS = "results.json"
+LOGGED = (
+    "head_norm",
+    "probe/accuracy",
+    "probe/reward_std",
+    "probe/h_difference_mean",
+    "probe/h_difference_std",
+    *(f"validation/{name}/h_norm_mean" for name in MEASURED),
+)
+"""What is shown of training itself. The probe is a fixed sample of the train pairs."""
 
 Rewards = list[list[float]]
 
@@ -35,11 +47,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Results:
-    """``trajectories[arm][cell][step]`` has the values of every replicate in turn."""
+    """``trajectories[arm][cell][step]`` has the values of every replicate in turn.
+
+    ``logged[arm][metric][step]``: likewise, of :data:`LOGGED`. ``references[name][cell]``:
+    likewise, see :mod:`trainer.study.references`. ``benchmarks``: None if there are none.
+    """
 
     replicates: list[int]
     trajectories: dict[str, dict[str, dict[int, list[Values]]]]
     comparisons: list[Comparison]
+    logged: dict[str, dict[str, dict[int, list[float]]]]
+    references: dict[str, dict[str, list[Values]]]
+    benchmarks: BenchmarkResults | None
 
 
 def analyse(settings: StudySettings) -> Results:
@@ -55,14 +74,16 @@ def analyse(settings: StudySettings) -> Results:
     if len(numbers) < 2:
         raise UsageError(f"{settings.output_dir}: {len(numbers)} replicates are finished, 2 needed")
     cells = [read_cells(settings, number) for number in numbers]
+    records = {
+        arm: [read_record(settings, arm, replicate) for replicate in complete]
+        for arm in settings.arms
+        if all(has_record(settings, arm, number) for number in numbers)
+    }
     trajectories: dict[str, dict[str, dict[int, list[Values]]]] = {}
     last: dict[tuple[str, str], list[Rewards]] = defaultdict(list)
-    for arm in settings.arms:
-        if not all(has_record(settings, arm, number) for number in numbers):
-            continue
+    for arm, own in records.items():
         table: dict[str, dict[int, list[Values]]] = {name: defaultdict(list) for name in MEASURED}
-        for place, replicate in enumerate(complete):
-            record = read_record(settings, arm, replicate)
+        for place, record in enumerate(own):
             for step, found in record.trajectory.items():
                 for name in MEASURED:
                     table[name][step].append(found[name])
@@ -70,25 +91,52 @@ def analyse(settings: StudySettings) -> Results:
                 last[arm, name].append(per_prompt(cells[place][name], record.rewards[name]))
         trajectories[arm] = {name: dict(found) for name, found in table.items()}
     by_cell = {name: [found[name] for found in cells] for name in MEASURED}
-    return Results(numbers, trajectories, _compare(settings, by_cell, trajectories, last))
+    return Results(
+        numbers,
+        trajectories,
+        _compare(settings, by_cell, trajectories, last),
+        {arm: _logged(own) for arm, own in records.items()},
+        _references(settings, numbers, cells, records[settings.baseline]),
+        benchmark_results(settings, numbers, list(records)),
+    )
+
+
+def _logged(records: Sequence[Record]) -> dict[str, dict[int, list[float]]]:
+    """Of every metric the steps at which all runs logged it."""
+    return {
+        metric: {
+            step: [record.metrics[step][metric] for record in records]
+            for step in records[0].metrics
+            if all(metric in record.metrics[step] for record in records)
+        }
+        for metric in LOGGED
+    }
+
+
+def _references(
+    settings: StudySettings,
+    numbers: Sequence[int],
+    cells: Sequence[dict[str, list[CellPrompt]]],
+    baselines: Sequence[Record],
+) -> dict[str, dict[str, list[Values]]]:
+    found: dict[str, dict[str, list[Values]]] = {}
+    for number, own, record in zip(numbers, cells, baselines, strict=True):
+        for name, by_cell in references(
+            cells_directory(settings, number),
+            own,
+            settings.baseline,
+            record.rewards,
+            settings.design.min_gold_gap,
+        ).items():
+            for cell, values in by_cell.items():
+                found.setdefault(name, {}).setdefault(cell, []).append(values)
+    return found
 
 
 def write_results(settings: StudySettings, results: Results) -> None:
     """``results.json``."""
-    content = {
-        "replicates": results.replicates,
-        "comparisons": [dataclasses.asdict(one) for one in results.comparisons],
-        "trajectories": {
-            arm: {
-                cell: {
-                    str(step): [dataclasses.asdict(v) for v in found] for step, found in s.items()
-                }
-                for cell, s in cells.items()
-            }
-            for arm, cells in results.trajectories.items()
-        },
-    }
-    atomic.write_text(settings.output_dir / RESULTS, json.dumps(content, indent=1) + "\n")
+    content = json.dumps(dataclasses.asdict(results), indent=1)
+    atomic.write_text(settings.output_dir / RESULTS, content + "\n")
 
 
 def _compare(

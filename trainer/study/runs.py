@@ -10,6 +10,7 @@ from trainer.lock import locked
 from trainer.reward.config import RewardSettings
 from trainer.reward.run_directory import REWARDS
 from trainer.reward.train import train
+from trainer.study.benchmarks import benchmarks_path, measure
 from trainer.study.cells import COUNTS, MEASURED, read_source, write_cells
 from trainer.study.config import StudySettings
 from trainer.study.folds import Replicate, replicates
@@ -21,12 +22,12 @@ EVERY = 10**9
 
 
 def run_all(settings: StudySettings) -> Iterator[int]:
-    """Train what has no record yet; yield a replicate's number whenever its round is complete.
+    """Train and measure what has no record yet; yield a replicate's number when a round is done.
 
-    The arms of the primary endpoint come first, then all others; in a round replicates come one
-    after another, so that a study that was stopped early can be analysed. A killed one goes on in
-    the middle of a run. Several processes share the runs: each takes the next that none is at, and
-    waits for the others at the end.
+    The arms of the primary endpoint come first, then all others; a round's benchmarks come after
+    its training. In a round replicates come one after another, so that a study that was stopped
+    early can be analysed. A killed one goes on in the middle of a run. Several processes share the
+    runs: each takes the next that none is at, and waits for the others at the end.
 
     Raises:
         UsageError: a record is of a run with other settings or on other data.
@@ -38,8 +39,12 @@ def run_all(settings: StudySettings) -> Iterator[int]:
                 yield replicate.number
             else:
                 left.append((replicate, arms))
+        for replicate in prepare(settings):
+            if _measure_benchmarks(settings, replicate, arms):
+                yield replicate.number
     for replicate, arms in left:
         _run_arms(settings, replicate, arms, wait=True)
+        _measure_benchmarks(settings, replicate, arms)
         yield replicate.number
 
 
@@ -55,7 +60,8 @@ def _run_arms(
     number = replicate.number
     for arm in arms:
         run = run_settings(settings, arm, number, replicate.seed)
-        recorded(settings, run, record_path(settings, arm, number), number, wait=wait)
+        path = record_path(settings, arm, number)
+        recorded(settings, run, path, number, wait=wait)
     return all(has_record(settings, arm, number) for arm in arms)
 
 
@@ -83,6 +89,28 @@ def recorded(
         record = record_of(run, steps, cells, hashes, settings.design.min_gold_gap)
         record.write(path)
         return record
+
+
+def _measure_benchmarks(settings: StudySettings, replicate: Replicate, arms: Sequence[str]) -> bool:
+    """Of the finished runs that no other process is at; whether there were any to measure."""
+    if settings.benchmarks is None:
+        return False
+    measured = False
+    for arm in arms:
+        run = run_settings(settings, arm, replicate.number, replicate.seed)
+        record = record_path(settings, arm, replicate.number)
+        path = benchmarks_path(record)
+        with locked(_lock(run.output_dir), wait=False) as ours:
+            if not ours or path.is_file() or not record.is_file():
+                continue
+            found = measure(
+                run.output_dir, Path(run.data.train), settings.benchmarks,
+                precision=settings.training.precision, seed=settings.design.seed,
+            )  # fmt: skip
+            if found is not None:
+                found.write(path)
+                measured = True
+    return measured
 
 
 def read_record(settings: StudySettings, arm: str, replicate: Replicate) -> Record:

@@ -12,6 +12,7 @@ import pytest
 from reward_model.errors import UsageError
 from tests.checkpoints import tiny_checkpoint
 from trainer.lock import locked
+from trainer.study.benchmarks import benchmarks_path
 from trainer.study.config import StudySettings
 from trainer.study.page import write_page
 from trainer.study.pilot import Trial, try_rates
@@ -62,6 +63,24 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def write_pairs(path: Path) -> Path:
+    pairs = [
+        {"prompt": f"How much {word}?", "chosen": f"{word} {word}", "rejected": "none"}
+        for word in WORDS
+    ]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return path
+
+
+def write_items(path: Path) -> Path:
+    items = [
+        {"prompt": word, "chosen": ["a", "b b", "c c c"], "rejected": ["d", "e e", "f f f"]}
+        for word in WORDS
+    ]
+    path.write_text(json.dumps(items))
+    return path
+
+
 @pytest.fixture(scope="module")
 def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> StudySettings:
     """Stopped after the first replicate, and gone on with."""
@@ -75,6 +94,11 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> StudySet
             "bsr": {"name": "bt_bsr", "lambda": 1.0, "scope": "micro", "scale": "reference"},
             "bt_l2": {"name": "bt_l2", "lambda": 1e-3},
         },
+        "benchmarks": {
+            "sets": {"asked": write_pairs(out / "asked.jsonl")},
+            "rm_bench": {"chat": write_items(out / "chat.json")},
+        },
+        "page": out / "docs" / "README.md",
         "design": {
             "replicates": 2, "prompt_folds": 2, "lineage_folds": [["a", "b"]],
             "dev_lineages": ["c"], "dev_prompts": 4, "train_pairs": 16, "pairs_per_prompt": 4,
@@ -90,7 +114,7 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> StudySet
     going.close()
     with pytest.raises(UsageError, match="1 replicates are finished"):
         analyse(settings)
-    assert list(run_all(settings)) == [0, 1, 0, 1]
+    assert list(run_all(settings)) == [0, 1, 0, 1, 0, 1, 0, 1]
     return settings
 
 
@@ -103,8 +127,14 @@ def test_the_primary_arms_come_first(settings: StudySettings, tmp_path: Path) ->
     for arm in ("bsr", "bt_l2"):
         shutil.rmtree(run_directory(early, arm, 1))
     record_path(early, "bsr", 1).unlink()
+    benchmarks_path(record_path(early, "bsr", 1)).unlink()
     going = run_all(early)
     assert [next(going), next(going)] == [0, 1]
+    early_found = analyse(early)
+    assert early_found.comparisons == found.comparisons
+    assert early_found.benchmarks is not None
+    assert early_found.benchmarks.replicates == [0]
+    assert next(going) == 1
     assert analyse(early) == found
     assert list(going) == [0, 1]
     assert analyse(early) == analyse(settings)
@@ -117,6 +147,10 @@ def test_results_have_every_step_and_one_primary_endpoint(settings: StudySetting
     assert (settings.output_dir / "report.html").is_file()
     written = json.loads((settings.output_dir / "results.json").read_text())
     assert sorted(written["trajectories"]["bt"]["mutual_ood"]) == ["0", "2", "4"]
+    page = settings.page
+    assert page is not None
+    assert "| bt less length |" in page.read_text()
+    assert (page.parent / "README-1.png").is_file()
     primary = [one for one in results.comparisons if one.holm is None]
     assert [(one.arm, one.cell) for one in primary] == [("bsr", "mutual_ood")]
 
@@ -149,6 +183,35 @@ def test_records_are_all_that_a_study_needs(settings: StudySettings, tmp_path: P
     assert list(run_all(moved)) == [0, 1, 0, 1]
     assert not run_directory(moved, "bt", 0).exists()
     assert analyse(moved) == wanted
+
+
+def test_every_run_is_measured_on_the_benchmarks(settings: StudySettings) -> None:
+    found = analyse(settings).benchmarks
+    assert found is not None
+    assert found.replicates == [0, 1]
+    report = run_directory(settings, "bsr", 1) / "benchmarks" / "results.json"
+    evaluated = json.loads(report.read_text())
+    accuracy = evaluated["sets"]["asked"]["accuracy"]["estimate"]["value"]
+    assert found.values["bsr"]["asked/accuracy"][1] == accuracy
+    assert found.differences["bsr"]["asked/accuracy"].differences[1] == pytest.approx(
+        accuracy - found.values["bt"]["asked/accuracy"][1]
+    )
+    hard = evaluated["rm_bench"]["domains"]["chat"]["hard"]
+    assert found.values["bsr"]["rm_bench/chat/hard"][1] == hard
+    assert {"train/erank", "rm_bench/erank", "asked/h_norm"} <= found.values["bt"].keys()
+    assert found.counts["rm_bench/chat/items"] == len(WORDS)
+
+
+def test_benchmarks_of_other_files_are_refused(settings: StudySettings, tmp_path: Path) -> None:
+    assert settings.benchmarks is not None
+    pairs = write_pairs(tmp_path / "asked.jsonl")
+    pairs.write_text(pairs.read_text().replace("none", "some"))
+    other = settings.benchmarks.model_copy(update={"sets": {"asked": pairs}})
+    with pytest.raises(UsageError, match=r"another benchmarks\.asked; remove it"):
+        analyse(settings.model_copy(update={"benchmarks": other}))
+    gone = settings.benchmarks.model_copy(update={"sets": {"asked": tmp_path / "gone.jsonl"}})
+    with pytest.raises(UsageError, match=r"benchmarks\.asked: .*gone\.jsonl: no such file"):
+        analyse(settings.model_copy(update={"benchmarks": gone}))
 
 
 def test_a_record_of_another_run_is_refused(settings: StudySettings, tmp_path: Path) -> None:
