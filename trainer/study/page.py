@@ -77,6 +77,11 @@ def _comparisons(page: Report, results: Results) -> None:
 
 def _last_step(page: Report, results: Results) -> None:
     page.heading("At the last step")
+    page.text(
+        "Below the arms what needs no further training: the longer response; Bradley-Terry on "
+        "n-grams and style, from the same pairs; and the baseline's reward with log length taken "
+        "off, as fitted on dev."
+    )
     for cell in next(iter(results.trajectories.values())):
         found = {arm: final(cells[cell]) for arm, cells in results.trajectories.items()}
         found |= {name: cells[cell] for name, cells in results.references.items()}
@@ -86,9 +91,7 @@ def _last_step(page: Report, results: Results) -> None:
                 [arm, *(spread([getattr(one, name) for one in own]) for name in MEASURES)]
                 for arm, own in found.items()
             ],
-            f"{cell}: mean ± standard deviation over replicates. Below the arms what needs no "
-            "backbone: the longer response; Bradley-Terry on n-grams and style, from the same "
-            "pairs; and the baseline's reward with log length taken off, as fitted on dev.",
+            f"{cell}: mean ± standard deviation over replicates.",
         )
 
 
