@@ -56,15 +56,21 @@ def fit(difference_PF: csr_matrix, penalty: float) -> Array:
         [F]
     """
     pairs, features = difference_PF.shape
+    # What no pair differs in keeps weight 0.
+    differing_G = np.unique(difference_PF.indices)
+    difference_PG = difference_PF[:, differing_G]
 
-    def loss(weights_F: Array) -> tuple[float, Array]:
-        margin_P = difference_PF @ weights_F
-        value = np.logaddexp(0.0, -margin_P).mean() + penalty / 2 * (weights_F @ weights_F)
-        slope_F = -(difference_PF.T @ expit(-margin_P)) / pairs + penalty * weights_F
-        return float(value), slope_F
+    def loss(weights_G: Array) -> tuple[float, Array]:
+        margin_P = difference_PG @ weights_G
+        value = np.logaddexp(0.0, -margin_P).mean() + penalty / 2 * (weights_G @ weights_G)
+        slope_G = -(difference_PG.T @ expit(-margin_P)) / pairs + penalty * weights_G
+        return float(value), slope_G
 
-    found: Array = minimize(loss, np.zeros(features), jac=True, method="L-BFGS-B").x
-    return found
+    weights_F = np.zeros(features)
+    weights_F[differing_G] = minimize(
+        loss, np.zeros(len(differing_G)), jac=True, method="L-BFGS-B"
+    ).x
+    return weights_F
 
 
 def _ngrams(texts: Sequence[str]) -> csr_matrix:

@@ -42,6 +42,7 @@ def build_page(settings: StudySettings, results: Results) -> Report:
         f"primary endpoint is the difference in Kendall's τ-b between {settings.primary} and "
         f"{settings.baseline} on {PRIMARY_CELL} at the last step.",
     )
+    page.text(_effort(results))
     _comparisons(page, results)
     _last_step(page, results)
     _course(page, results)
@@ -49,6 +50,17 @@ def build_page(settings: StudySettings, results: Results) -> Report:
     if results.benchmarks is not None:
         _benchmarks(page, settings, results.benchmarks)
     return page
+
+
+def _effort(results: Results) -> str:
+    minutes = [ran["training"]["seconds"] / 60 for ran in results.ran]
+    threads = sorted({ran["threads"] for ran in results.ran})
+    processors = sorted({ran["processor"] for ran in results.ran})
+    return (
+        f"{len(minutes)} runs of {statistics.median(minutes):.0f} minutes (median; all together "
+        f"{sum(minutes) / 60:.1f} hours); CPU threads each: {', '.join(map(str, threads))}; "
+        f"processor: {', '.join(processors)}."
+    )
 
 
 def _comparisons(page: Report, results: Results) -> None:

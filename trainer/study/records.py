@@ -122,7 +122,7 @@ def record_of(
         "objective": report["objective"],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
     }
     return Record(
         identity=identity_of(settings),
@@ -132,6 +132,11 @@ def record_of(
         rewards={name: last[f"validation/{name}"] for name in cells},
         ran=ran,
     )
+
+
+def processor() -> str:
+    """What PyTorch calls this machine's."""
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.machine())
 
 
 def _logged(metrics: Sequence[dict[str, Any]], step: int) -> dict[str, float]:

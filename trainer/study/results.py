@@ -5,6 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reward_model import atomic
 from reward_model.errors import UsageError
@@ -50,7 +51,8 @@ class Results:
     """``trajectories[arm][cell][step]`` has the values of every replicate in turn.
 
     ``logged[arm][metric][step]``: likewise, of :data:`LOGGED`. ``references[name][cell]``:
-    likewise, see :mod:`trainer.study.references`. ``benchmarks``: None if there are none.
+    likewise, see :mod:`trainer.study.references`. ``benchmarks``: None if there are none. ``ran``:
+    what every run ran on, and for how long.
     """
 
     replicates: list[int]
@@ -59,6 +61,7 @@ class Results:
     logged: dict[str, dict[str, dict[int, list[float]]]]
     references: dict[str, dict[str, list[Values]]]
     benchmarks: BenchmarkResults | None
+    ran: list[dict[str, Any]]
 
 
 def analyse(settings: StudySettings) -> Results:
@@ -98,6 +101,7 @@ def analyse(settings: StudySettings) -> Results:
         {arm: _logged(own) for arm, own in records.items()},
         _references(settings, numbers, cells, records[settings.baseline]),
         benchmark_results(settings, numbers, list(records)),
+        [record.ran for own in records.values() for record in own],
     )
 
 

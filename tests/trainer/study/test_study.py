@@ -1,5 +1,6 @@
 """A whole study in small: two replicates of three arms, stopped and gone on with."""
 
+import dataclasses
 import gzip
 import json
 import random
@@ -17,7 +18,7 @@ from trainer.study.config import StudySettings
 from trainer.study.page import write_page
 from trainer.study.pilot import Trial, try_rates
 from trainer.study.records import Record
-from trainer.study.results import analyse, write_results
+from trainer.study.results import Results, analyse, write_results
 from trainer.study.runs import (
     cells_directory,
     prepare,
@@ -118,6 +119,11 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> StudySet
     return settings
 
 
+def untimed(results: Results) -> Results:
+    """A run that is trained again takes another time."""
+    return dataclasses.replace(results, ran=[])
+
+
 def test_the_primary_arms_come_first(settings: StudySettings, tmp_path: Path) -> None:
     shutil.copytree(settings.output_dir, tmp_path / "study")
     early = settings.model_copy(update={"output_dir": tmp_path / "study"})
@@ -135,9 +141,9 @@ def test_the_primary_arms_come_first(settings: StudySettings, tmp_path: Path) ->
     assert early_found.benchmarks is not None
     assert early_found.benchmarks.replicates == [0]
     assert next(going) == 1
-    assert analyse(early) == found
+    assert untimed(analyse(early)) == untimed(found)
     assert list(going) == [0, 1]
-    assert analyse(early) == analyse(settings)
+    assert untimed(analyse(early)) == untimed(analyse(settings))
 
 
 def test_results_have_every_step_and_one_primary_endpoint(settings: StudySettings) -> None:

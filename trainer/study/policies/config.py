@@ -16,6 +16,9 @@ class PolicyStudySettings(Settings):
     records: Path | None = Field(
         default=None, description="finished seeds in short; by default in output_dir"
     )
+    page: Path | None = Field(
+        default=None, description="Markdown file that the report is written to as well"
+    )
     seeds: list[int] = Field(min_length=2, description="replicates: a world and a policy each")
     arms: dict[str, LossSettings] = Field(description="name: loss of the reward model")
     baseline: str = Field(default="bt", description="the arm that the others are compared with")

@@ -1,4 +1,4 @@
-"""``report.html`` of a policy study."""
+"""``report.html`` of a policy study, and the same as Markdown."""
 
 import statistics
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ PAGE = "report.html"
 
 
 def write_page(settings: PolicyStudySettings, results: Results) -> None:
-    """Write the report, and a picture per β beside it."""
+    """Write the report with its pictures into ``output_dir``, and to ``page`` if one is named."""
     page = Report(
         "Policies against reward models compared",
         f"{len(results.records)} of {len(settings.seeds)} seeds, {settings.steps} steps of RLOO "
@@ -72,6 +72,8 @@ def write_page(settings: PolicyStudySettings, results: Results) -> None:
             "The standardised proxy reward that was trained on, likewise.",
         )
     page.write(settings.output_dir / PAGE)
+    if settings.page is not None:
+        page.write(settings.page)
 
 
 def spread(numbers: Sequence[float]) -> str:

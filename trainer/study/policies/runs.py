@@ -1,7 +1,6 @@
 """Every seed of a policy study, stage by stage; a stopped one goes on where it was."""
 
 import itertools
-import platform
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from trainer.demo.stages import Stage
 from trainer.rloo.sample_table import read_table
 from trainer.study.policies.config import PolicyStudySettings
 from trainer.study.policies.record import Course, SeedRecord, identity_of, record_path
+from trainer.study.records import processor
 
 Standards = dict[str, tuple[float, float]]
 
@@ -90,7 +90,7 @@ class SeedRun:
         ran = {
             "seconds": demo.seconds,
             "torch": torch.__version__,
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor(),
         }
         identity = identity_of(self.settings, self.seed)
         return SeedRecord(identity, standards, accuracy, courses, ran)

@@ -89,7 +89,9 @@ def test_the_other_measures_by_hand(settings: PolicyStudySettings) -> None:
 def test_the_pages_are_written(settings: PolicyStudySettings) -> None:
     found = analyse(settings)
     write_results(settings.output_dir, found)
-    write_page(settings, found)
+    page = settings.output_dir / "page.md"
+    write_page(settings.model_copy(update={"page": page}), found)
+    assert "| bsr | 0.1 |" in page.read_text()
     written = json.loads((settings.output_dir / "results.json").read_text())
     assert len(written) == 10
     text = (settings.output_dir / "report.html").read_text()
