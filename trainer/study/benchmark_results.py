@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.study.benchmarks import Benchmarks, benchmarks_path, digests
+from trainer.study.benchmarks import Benchmarks, benchmark_digests, benchmarks_path
 from trainer.study.comparison import Difference, paired
 from trainer.study.config import StudySettings
 from trainer.study.runs import record_path
@@ -31,7 +31,7 @@ def benchmark_results(
     """
     if settings.benchmarks is None:
         return None
-    files = digests(settings.benchmarks)
+    files = benchmark_digests(settings.benchmarks)
     measured: dict[int, dict[str, Benchmarks]] = {}
     for number in numbers:
         paths = {arm: benchmarks_path(record_path(settings, arm, number)) for arm in arms}

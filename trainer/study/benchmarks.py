@@ -62,7 +62,7 @@ def benchmarks_path(record: Path) -> Path:
     return record.with_suffix(".benchmarks.json")
 
 
-def digests(settings: BenchmarkSettings) -> dict[str, str]:
+def benchmark_digests(settings: BenchmarkSettings) -> dict[str, str]:
     """SHA-256 of every benchmark's file.
 
     Raises:
@@ -98,7 +98,7 @@ def measure(
             seed=seed,
         )
     )
-    return Benchmarks(digests(settings), *_flat(results))
+    return Benchmarks(benchmark_digests(settings), *_flat(results))
 
 
 def _flat(results: Results) -> tuple[dict[str, float], dict[str, int]]:

@@ -10,7 +10,7 @@ from trainer.lock import locked
 from trainer.reward.config import RewardSettings
 from trainer.reward.run_directory import REWARDS
 from trainer.reward.train import train
-from trainer.study.benchmarks import benchmarks_path, measure
+from trainer.study.benchmarks import benchmark_digests, benchmarks_path, measure
 from trainer.study.cells import COUNTS, MEASURED, read_source, write_cells
 from trainer.study.config import StudySettings
 from trainer.study.folds import Replicate, replicates
@@ -30,8 +30,11 @@ def run_all(settings: StudySettings) -> Iterator[int]:
     runs: each takes the next that none is at, and waits for the others at the end.
 
     Raises:
-        UsageError: a record is of a run with other settings or on other data.
+        UsageError: a record is of a run with other settings or on other data, or a benchmark's file
+            is missing.
     """
+    if settings.benchmarks is not None:
+        benchmark_digests(settings.benchmarks)
     left = []
     for arms in _rounds(settings):
         for replicate in prepare(settings):

@@ -217,7 +217,7 @@ def test_benchmarks_of_other_files_are_refused(settings: StudySettings, tmp_path
         analyse(settings.model_copy(update={"benchmarks": other}))
     gone = settings.benchmarks.model_copy(update={"sets": {"asked": tmp_path / "gone.jsonl"}})
     with pytest.raises(UsageError, match=r"benchmarks\.asked: .*gone\.jsonl: no such file"):
-        analyse(settings.model_copy(update={"benchmarks": gone}))
+        next(run_all(settings.model_copy(update={"benchmarks": gone})))
 
 
 def test_a_record_of_another_run_is_refused(settings: StudySettings, tmp_path: Path) -> None:
