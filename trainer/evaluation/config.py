@@ -47,4 +47,6 @@ class EvaluationSettings(Settings):
             raise ValueError("give either checkpoint or url")
         if not self.sets and not self.rm_bench and self.reward_bench is None:
             raise ValueError("nothing to evaluate on: give sets, rm_bench or reward_bench")
+        if self.rm_bench and "rm_bench" in self.sets:
+            raise ValueError("sets: rm_bench is RM-Bench's own name here; choose another")
         return self

@@ -45,7 +45,8 @@ def evaluate(settings: EvaluationSettings) -> Results:
         print(f"{name}: {_line(measured[name].result)}", flush=True)
     bench, bench_hidden_NH = _rm_bench(settings.rm_bench, source, settings.limit)
     all_hidden = {name: found.hidden_NH for name, found in measured.items()}
-    all_hidden["rm_bench"] = bench_hidden_NH
+    if bench_hidden_NH is not None:
+        all_hidden["rm_bench"] = bench_hidden_NH
     hidden = {
         name: hidden_NH
         for name, hidden_NH in all_hidden.items()

@@ -61,6 +61,12 @@ class BenchmarkSettings(Section):
     sets: dict[str, Path] = Field(default={}, description="name: file of pairs")
     rm_bench: dict[str, Path] = Field(default={}, description="RM-Bench files by domain")
 
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "BenchmarkSettings":
+        for name in sorted(self.sets.keys() & ({"train", "rm_bench"} | self.rm_bench.keys())):
+            raise ValueError(f"sets: {name} means something else here; choose another name")
+        return self
+
 
 class StudySettings(Settings):
     """Everything ``python -m trainer.study`` is told."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from reward_model.command import run
@@ -100,6 +101,16 @@ def test_what_is_too_long_is_counted_and_not_cut(
         settings(cells, tmp_path / "cut", checkpoint=tmp_path / "short", truncation="left")
     )
     assert cut.sets["mutual_ood"].unscored == 0
+
+
+def test_a_set_may_be_called_rm_bench_where_there_is_no_other(
+    cells: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    sets = {"rm_bench": str(cell_path(cells, "train_pairs"))}
+    found = evaluate(settings(cells, tmp_path, checkpoint=checkpoint, sets=sets))
+    assert found.representation["rm_bench"].rows == 24
+    with pytest.raises(ValidationError, match="rm_bench is RM-Bench's own name"):
+        settings(cells, tmp_path, checkpoint=checkpoint, sets=sets, rm_bench={"chat": tmp_path})
 
 
 def test_rm_bench_files_are_pooled_by_domain(checkpoint: Path, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from reward_model.errors import UsageError
 from tests.checkpoints import tiny_checkpoint
 from trainer.lock import locked
 from trainer.study.benchmarks import benchmarks_path
-from trainer.study.config import StudySettings
+from trainer.study.config import BenchmarkSettings, StudySettings
 from trainer.study.page import write_page
 from trainer.study.pilot import Trial, try_rates
 from trainer.study.records import Record
@@ -218,6 +219,12 @@ def test_benchmarks_of_other_files_are_refused(settings: StudySettings, tmp_path
     gone = settings.benchmarks.model_copy(update={"sets": {"asked": tmp_path / "gone.jsonl"}})
     with pytest.raises(UsageError, match=r"benchmarks\.asked: .*gone\.jsonl: no such file"):
         next(run_all(settings.model_copy(update={"benchmarks": gone})))
+
+
+@pytest.mark.parametrize("name", ["train", "rm_bench", "chat"])
+def test_a_benchmark_takes_no_name_that_is_taken(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=f"{name} means something else here"):
+        BenchmarkSettings(sets={name: tmp_path}, rm_bench={"chat": tmp_path})
 
 
 def test_a_record_of_another_run_is_refused(settings: StudySettings, tmp_path: Path) -> None:
