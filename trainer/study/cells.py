@@ -20,8 +20,13 @@ from trainer.study.config import DesignSettings
 from trainer.study.folds import Replicate
 
 DEV = "dev_mutual"
-MEASURED = (*CELLS, DEV)
+STRONG = "strong_ood"
 COUNTS = "cells.json"
+
+
+def measured(design: DesignSettings) -> tuple[str, ...]:
+    """Names of the cells of a replicate."""
+    return (*CELLS, DEV, STRONG) if design.strong_ood else (*CELLS, DEV)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,9 @@ def write_cells(
     dev = split_alpaca_eval(source.prompts, replicate.dev, options)
     trained = {row[side].strip() for row in split.train for side in ("chosen", "rejected")}
     cells = split.cells | {DEV: _without(dev.cells["mutual_ood"], trained)}
+    if design.strong_ood:
+        strong = split_alpaca_eval(source.prompts, replicate.strong, options)
+        cells[STRONG] = _without(strong.cells["mutual_ood"], trained)
     train, too_long = _fitting_pairs(split.train, design.train_pairs, encoder)
     counts: dict[str, Any] = {
         "replicate": replicate.number,
@@ -76,7 +84,7 @@ def write_cells(
         "train": {"pairs": len(train), "too_long": too_long},
     }
     write_rows(out / "train.jsonl", train)
-    for name in MEASURED:
+    for name in measured(design):
         rows, lost = _sample(cells[name], name, replicate, design, encoder)
         if not rows:
             raise UsageError(f"design: replicate {replicate.number} has nothing in cell {name}")

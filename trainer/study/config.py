@@ -16,6 +16,11 @@ class DesignSettings(Section):
 
     replicates: int = Field(default=8, gt=1, description="each with a seed and a fold of its own")
     prompt_folds: int = Field(default=4, gt=1, description="a replicate holds one of them out")
+    hold_out: Literal["all", "valid"] = Field(
+        default="all",
+        description="what is held out in turn: all prompts and models, or only those that the "
+        "source calls valid, for a backbone that has read the others",
+    )
     lineage_folds: list[Lineages] = Field(
         min_length=1, description="lineages of response models; a replicate holds one list out"
     )
@@ -28,6 +33,9 @@ class DesignSettings(Section):
     min_gold_gap: float = Field(default=1.0, gt=0, description="least |gold difference| of a pair")
     cell_prompts: int = Field(default=40, gt=1, description="prompts measured in each cell")
     cell_responses: int = Field(default=8, gt=1, description="responses measured of each prompt")
+    strong_ood: bool = Field(
+        default=False, description="a cell more: held-out prompts, and models that are far stronger"
+    )
     max_length: int = Field(default=512, gt=0, description="tokens; longer ones are reported apart")
     seed: int = 0
 

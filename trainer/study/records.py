@@ -21,7 +21,6 @@ from reward_model.errors import UsageError
 from trainer.metrics import read_metrics
 from trainer.reward.config import RewardSettings
 from trainer.reward.run_directory import REPORT
-from trainer.study.cells import MEASURED
 from trainer.study.measures import CellPrompt, Values, per_prompt, values
 
 TRAIN = "train"
@@ -87,11 +86,11 @@ def identity_of(settings: RewardSettings) -> dict[str, Any]:
     }
 
 
-def digests(cells: Path) -> dict[str, str]:
-    """SHA-256 of the train pairs and of every cell in a directory of cells."""
+def digests(directory: Path, cells: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of the train pairs and of the named cells in a replicate's directory."""
     return {
-        name: hashlib.sha256((cells / f"{name}.jsonl").read_bytes()).hexdigest()
-        for name in (TRAIN, *MEASURED)
+        name: hashlib.sha256((directory / f"{name}.jsonl").read_bytes()).hexdigest()
+        for name in (TRAIN, *cells)
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from trainer.evaluation.ranking import tau_b
-from trainer.study.cells import DEV, MEASURED
+from trainer.study.cells import DEV
 from trainer.study.lexical import Features, fit
 from trainer.study.measures import CellPrompt, Values, per_prompt, values
 
@@ -61,7 +61,7 @@ def lexical(directory: Path, cells: Mapping[str, list[CellPrompt]]) -> Rewards:
     chosen, rejected = ([row[side] for row in pairs] for side in ("chosen", "rejected"))
     features = Features(chosen, rejected)
     difference_PF = csr_matrix(features(chosen) - features(rejected))
-    seen = {name: features(_responses(directory / f"{name}.jsonl")) for name in MEASURED}
+    seen = {name: features(_responses(directory / f"{name}.jsonl")) for name in cells}
     fits = [fit(difference_PF, penalty) for penalty in PENALTIES]
     best_F = max(fits, key=lambda weights_F: _tau(cells[DEV], (seen[DEV] @ weights_F).tolist()))
     return {name: (features_NF @ best_F).tolist() for name, features_NF in seen.items()}

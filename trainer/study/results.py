@@ -11,7 +11,7 @@ from reward_model import atomic
 from reward_model.errors import UsageError
 from trainer.evaluation.intervals import Estimate
 from trainer.study.benchmark_results import BenchmarkResults, benchmark_results
-from trainer.study.cells import MEASURED
+from trainer.study.cells import measured
 from trainer.study.comparison import Difference, crossed_bootstrap, holm, paired
 from trainer.study.config import StudySettings
 from trainer.study.measures import CellPrompt, Values, per_prompt
@@ -27,9 +27,8 @@ LOGGED = (
     "probe/reward_std",
     "probe/h_difference_mean",
     "probe/h_difference_std",
-    *(f"validation/{name}/h_norm_mean" for name in MEASURED),
 )
-"""What is shown of training itself. The probe is a fixed sample of the train pairs."""
+"""What is shown of training itself, beside ‖h‖ by cell. The probe: a sample of the train pairs."""
 
 Rewards = list[list[float]]
 
@@ -50,7 +49,7 @@ class Comparison:
 class Results:
     """``trajectories[arm][cell][step]`` has the values of every replicate in turn.
 
-    ``logged[arm][metric][step]``: likewise, of :data:`LOGGED`. ``references[name][cell]``:
+    ``logged[arm][metric][step]``: likewise, of :data:`LOGGED` and ‖h‖. ``references[name][cell]``:
     likewise, see :mod:`trainer.study.references`. ``benchmarks``: None if there are none. ``ran``:
     what every run ran on, and for how long.
     """
@@ -76,6 +75,7 @@ def analyse(settings: StudySettings) -> Results:
     numbers = [one.number for one in complete]
     if len(numbers) < 2:
         raise UsageError(f"{settings.output_dir}: {len(numbers)} replicates are finished, 2 needed")
+    names = measured(settings.design)
     cells = [read_cells(settings, number) for number in numbers]
     records = {
         arm: [read_record(settings, arm, replicate) for replicate in complete]
@@ -85,27 +85,27 @@ def analyse(settings: StudySettings) -> Results:
     trajectories: dict[str, dict[str, dict[int, list[Values]]]] = {}
     last: dict[tuple[str, str], list[Rewards]] = defaultdict(list)
     for arm, own in records.items():
-        table: dict[str, dict[int, list[Values]]] = {name: defaultdict(list) for name in MEASURED}
+        table: dict[str, dict[int, list[Values]]] = {name: defaultdict(list) for name in names}
         for place, record in enumerate(own):
             for step, found in record.trajectory.items():
-                for name in MEASURED:
+                for name in names:
                     table[name][step].append(found[name])
-            for name in MEASURED:
+            for name in names:
                 last[arm, name].append(per_prompt(cells[place][name], record.rewards[name]))
         trajectories[arm] = {name: dict(found) for name, found in table.items()}
-    by_cell = {name: [found[name] for found in cells] for name in MEASURED}
+    by_cell = {name: [found[name] for found in cells] for name in names}
     return Results(
         numbers,
         trajectories,
         _compare(settings, by_cell, trajectories, last),
-        {arm: _logged(own) for arm, own in records.items()},
+        {arm: _logged(own, names) for arm, own in records.items()},
         _references(settings, numbers, cells, records[settings.baseline]),
         benchmark_results(settings, numbers, list(records)),
         [record.ran for own in records.values() for record in own],
     )
 
 
-def _logged(records: Sequence[Record]) -> dict[str, dict[int, list[float]]]:
+def _logged(records: Sequence[Record], cells: Sequence[str]) -> dict[str, dict[int, list[float]]]:
     """Of every metric the steps at which all runs logged it."""
     return {
         metric: {
@@ -113,7 +113,7 @@ def _logged(records: Sequence[Record]) -> dict[str, dict[int, list[float]]]:
             for step in records[0].metrics
             if all(metric in record.metrics[step] for record in records)
         }
-        for metric in LOGGED
+        for metric in (*LOGGED, *(f"validation/{name}/h_norm_mean" for name in cells))
     }
 
 
@@ -153,7 +153,7 @@ def _compare(
     for arm in trajectories:
         if arm == settings.baseline:
             continue
-        for name in MEASURED:
+        for name in cells:
             ours, theirs = (_final(trajectories[one][name]) for one in (arm, settings.baseline))
             difference = paired([a.tau - b.tau for a, b in zip(ours, theirs, strict=True)])
             crossed = crossed_bootstrap(

@@ -11,7 +11,7 @@ from trainer.reward.config import RewardSettings
 from trainer.reward.run_directory import REWARDS
 from trainer.reward.train import train
 from trainer.study.benchmarks import benchmark_digests, benchmarks_path, measure
-from trainer.study.cells import COUNTS, MEASURED, read_source, write_cells
+from trainer.study.cells import COUNTS, measured, read_source, write_cells
 from trainer.study.config import StudySettings
 from trainer.study.folds import Replicate, replicates
 from trainer.study.measures import CellPrompt, read_cell
@@ -88,7 +88,7 @@ def recorded(
             return _read(settings, run, path, number)
         train(run)
         steps, cells = read_rewards(run.output_dir), read_cells(settings, number)
-        hashes = digests(cells_directory(settings, number))
+        hashes = _digests(settings, number)
         record = record_of(run, steps, cells, hashes, settings.design.min_gold_gap)
         record.write(path)
         return record
@@ -133,8 +133,12 @@ def _lock(directory: Path) -> Path:
 
 def _read(settings: StudySettings, run: RewardSettings, path: Path, number: int) -> Record:
     record = Record.read(path)
-    record.check(path, identity_of(run), digests(cells_directory(settings, number)))
+    record.check(path, identity_of(run), _digests(settings, number))
     return record
+
+
+def _digests(settings: StudySettings, number: int) -> dict[str, str]:
+    return digests(cells_directory(settings, number), measured(settings.design))
 
 
 def prepare(settings: StudySettings, *, complete: bool = False) -> Iterator[Replicate]:
@@ -166,7 +170,8 @@ def has_record(settings: StudySettings, arm: str, number: int) -> bool:
 def read_cells(settings: StudySettings, number: int) -> dict[str, list[CellPrompt]]:
     """The measured cells of a replicate."""
     directory = cells_directory(settings, number)
-    return {name: read_cell(directory / f"{name}.jsonl") for name in MEASURED}
+    names = measured(settings.design)
+    return {name: read_cell(directory / f"{name}.jsonl") for name in names}
 
 
 def read_rewards(run: Path) -> dict[int, dict[str, list[float]]]:
@@ -197,7 +202,7 @@ def run_directory(settings: StudySettings, arm: str, number: int) -> Path:
 def run_settings(settings: StudySettings, arm: str, number: int, seed: int) -> RewardSettings:
     """The run of one arm and replicate. Head and order of pairs follow from the seed alone."""
     cells, training = cells_directory(settings, number), settings.training
-    micro = settings.arms[arm].scope == "micro"
+    micro, names = settings.arms[arm].scope == "micro", measured(settings.design)
     steps = -(-settings.design.train_pairs // training.batch_pairs) * training.epochs
     return RewardSettings.model_validate(
         {
@@ -207,7 +212,7 @@ def run_settings(settings: StudySettings, arm: str, number: int, seed: int) -> R
             "data": {
                 "train": str(cells / "train.jsonl"),
                 "max_length": settings.design.max_length,
-                "validation": {name: str(cells / f"{name}.jsonl") for name in MEASURED},
+                "validation": {name: str(cells / f"{name}.jsonl") for name in names},
                 "validation_limit": EVERY,
                 "validation_responses": EVERY,
                 "min_gold_gap": settings.design.min_gold_gap,

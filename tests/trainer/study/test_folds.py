@@ -53,6 +53,33 @@ def test_every_replicate_holds_something_else_out() -> None:
     assert folds == everything - set(found[0].dev["valid_prompts"])
 
 
+def test_what_a_backbone_has_read_is_never_held_out() -> None:
+    lineages = LINEAGES | {f"model-{number}": "xyz"[number % 3] for number in range(20, 30)}
+    valid = design(hold_out="valid", lineage_folds=[["x"], ["y", "z"]])
+    found = replicates(SPLITS, lineages, valid)
+    for one in found:
+        check_disjoint(one.splits)
+        assert set(one.splits["valid_prompts"]) < set(SPLITS["valid_prompts"])
+        assert set(one.splits["valid_models"]) < set(SPLITS["valid_models"])
+        assert set(one.dev["valid_prompts"]) < set(SPLITS["train_prompts"])
+        # The rest of both is trained on.
+        prompts = {p for name in ("train_prompts", "valid_prompts") for p in one.splits[name]}
+        assert prompts | set(one.dev["valid_prompts"]) == set(
+            SPLITS["train_prompts"] + SPLITS["valid_prompts"]
+        )
+    assert {p for one in found for p in one.splits["valid_prompts"]} == set(SPLITS["valid_prompts"])
+    with pytest.raises(UsageError, match="lineage_folds: a has train models"):
+        replicates(SPLITS, LINEAGES, design(hold_out="valid"))
+
+
+def test_the_strong_cell_has_held_out_prompts_and_strong_models() -> None:
+    for one in replicates(SPLITS, LINEAGES, design()):
+        check_disjoint(one.strong)
+        assert one.strong["valid_models"] == SPLITS["strong_ood_models"]
+        assert one.strong["valid_prompts"] == one.splits["valid_prompts"]
+        assert one.strong["train_models"] == one.splits["train_models"]
+
+
 def test_a_lineage_that_no_model_has_is_named() -> None:
     with pytest.raises(UsageError, match="lineage zebra"):
         replicates(SPLITS, LINEAGES, design(dev_lineages=["zebra"]))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from trainer.study.cells import DEV, MEASURED
+from trainer.data.alpaca_eval import CELLS
+from trainer.study.cells import DEV
 from trainer.study.lexical import Features, fit
 from trainer.study.measures import CellPrompt, per_prompt, values
 from trainer.study.references import less_length, references
@@ -46,7 +47,7 @@ def prompts(rng: random.Random, count: int) -> list[CellPrompt]:
 def test_length_is_taken_off_as_dev_asks_for() -> None:
     """A reward that is gold plus log length ranks like gold without it."""
     rng = random.Random(0)
-    cells = {name: prompts(rng, 40) for name in MEASURED}
+    cells = {name: prompts(rng, 40) for name in (*CELLS, DEV)}
     rewards = {
         name: [
             gold + rng.gauss(0, 0.3) + 2 * math.log(length)
@@ -72,7 +73,7 @@ def test_words_that_win_in_training_win_in_the_cells(tmp_path: Path) -> None:
     pairs = [{"chosen": text(True), "rejected": text(False)} for _ in range(40)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     cells = {}
-    for name in MEASURED:
+    for name in (*CELLS, DEV):
         rows = [[(text(place > 2), float(place)) for place in range(6)] for _ in range(5)]
         lines = [{"responses": [{"text": one} for one, _ in row]} for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
@@ -85,7 +86,7 @@ def test_words_that_win_in_training_win_in_the_cells(tmp_path: Path) -> None:
             )
             for number, row in enumerate(rows)
         ]
-    rewards = {name: [rng.random() for _ in range(30)] for name in MEASURED}
+    rewards = {name: [rng.random() for _ in range(30)] for name in (*CELLS, DEV)}
     found = references(tmp_path, cells, "bt", rewards, 3.0)
     assert list(found) == ["longer wins", "n-grams and style", "bt less length"]
     assert found["n-grams and style"][DEV].accuracy == 1.0

@@ -35,10 +35,10 @@ WORDS = ["bread", "flour", "water", "salt", "yeast", "river", "Paris", "dough", 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 prompts, 12 models of six lineages; gold grows with the model's number."""
+    """24 prompts, 14 models of seven lineages, the last strong; gold grows with their number."""
     out = tmp_path_factory.mktemp("source")
     rng = random.Random(0)
-    models = [f"model-{number}" for number in range(12)]
+    models = [f"model-{number}" for number in range(14)]
     prompts = []
     for number in range(24):
         responses = [
@@ -55,12 +55,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.writelines(json.dumps(row) + "\n" for row in prompts)
     ids = [row["prompt_id"] for row in prompts]
     splits = {
-        "train_models": models[:9], "valid_models": models[9:], "strong_ood_models": [],
+        "train_models": models[:9], "valid_models": models[9:12], "strong_ood_models": models[12:],
         "excluded_models": [], "train_prompts": ids[:18], "valid_prompts": ids[18:],
         "valid_prompts_benchmark_overlap": [],
     }  # fmt: skip
     (out / "splits.json").write_text(json.dumps(splits))
-    lineages = {model: {"lineage": "abcdef"[place % 6]} for place, model in enumerate(models)}
+    lineages = {model: {"lineage": "abcdefabcdefgg"[place]} for place, model in enumerate(models)}
     (out / "models.json").write_text(json.dumps(lineages))
     return out
 
@@ -104,7 +104,7 @@ def settings(source: Path, tmp_path_factory: pytest.TempPathFactory) -> StudySet
         "design": {
             "replicates": 2, "prompt_folds": 2, "lineage_folds": [["a", "b"]],
             "dev_lineages": ["c"], "dev_prompts": 4, "train_pairs": 16, "pairs_per_prompt": 4,
-            "cell_prompts": 4, "cell_responses": 4, "max_length": 128,
+            "cell_prompts": 4, "cell_responses": 4, "max_length": 128, "strong_ood": True,
         },
         "training": {"lr": 1e-3, "batch_pairs": 8, "epochs": 2, "measurements": 2,
                      "micro_batch_pairs": 4},
