@@ -5,8 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reward_model import product_attention
-from reward_model.product_attention import ProductAttention, attend_with_gradient, suits
+from reward_model import product_attention, row_cuts
+from reward_model.product_attention import (
+    ProductAttention,
+    attend_with_gradient,
+    filled_up,
+    suits,
+)
 
 
 def inputs(
@@ -28,11 +33,13 @@ def causal(queries: int = 10, keys: int = 14) -> Tensor:
     return torch.zeros(queries, keys, dtype=torch.float64).masked_fill_(hidden, float("-inf"))
 
 
+@pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("mask", [None, causal()])
 @pytest.mark.parametrize(("at_once", "kept"), [(1, 512), (1 << 20, 512), (2 * 140, 0)])
 def test_gradients_are_those_of_finite_differences(
-    mask: Tensor | None, at_once: int, kept: int, monkeypatch: pytest.MonkeyPatch
+    mask: Tensor | None, at_once: int, kept: int, tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(row_cuts, "needed", lambda: tiles)
     monkeypatch.setattr(product_attention, "LOGITS", at_once)
     monkeypatch.setattr(product_attention, "KEPT_KEYS", kept)
     query, key, value = inputs(torch.float64)
@@ -59,6 +66,15 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_fused_kernel() -> None:
     )
     for true, own, other in zip(truth, ours, fused, strict=True):
         assert (own - true).norm() <= 2 * (other - true).norm() + 1e-3 * true.norm()
+
+
+def test_few_lengths_are_computed_with_matrix_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_cuts, "needed", lambda: True)
+    lengths = range(1, 2049)
+    assert all(length <= filled_up(length) < length + max(32, length / 8) for length in lengths)
+    assert len({filled_up(length) for length in lengths}) == 32
+    monkeypatch.setattr(row_cuts, "needed", lambda: False)
+    assert all(filled_up(length) == length for length in lengths)
 
 
 def test_where_products_are_taken() -> None:
