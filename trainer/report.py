@@ -96,19 +96,27 @@ def curves(
     title: str = "",
     markers: bool = False,
     colours: Mapping[str, str] | None = None,
+    bands: Mapping[str, Curve] | None = None,
 ) -> Figure:
-    """One set of axes with a line per entry of ``series``: name -> (x, y)."""
+    """One set of axes with a line per entry of ``series``: name -> (x, y).
+
+    Args:
+        bands: name -> (lowest y, highest y) at each x, shaded.
+    """
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for name, (x, y) in series.items():
-        axes.plot(
+        (line,) = axes.plot(
             x,
             y,
             label=name,
+            color=(colours or {}).get(name),
             linewidth=1.6,
             marker="o" if markers else None,
             markersize=3,
         )
+        if bands and name in bands:
+            axes.fill_between(x, *bands[name], color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3)
     if len(series) > 1:

@@ -2,6 +2,8 @@ import base64
 import re
 from pathlib import Path
 
+import pytest
+
 from trainer.report import Report, curves
 from trainer.report_parts import format_cell
 
@@ -41,6 +43,20 @@ def test_markdown_has_its_plots_beside(tmp_path: Path) -> None:
         "![Loss.](README-1.png)\n\nLoss.\n\n![Course.](README-2.png)\n\nCourse.\n"
     )
     assert (tmp_path / "README-2.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_have_their_colours_and_bands() -> None:
+    figure = curves(
+        {"bt": ([0, 1], [1.0, 0.5]), "bsr": ([0, 1], [1.0, 0.4])},
+        "step",
+        "loss",
+        colours={"bt": "#123456"},
+        bands={"bt": ([0.9, 0.3], [1.1, 0.7])},
+    )
+    (axes,) = figure.axes
+    assert axes.lines[0].get_color() == "#123456"
+    (band,) = axes.collections
+    assert band.get_datalim(axes.transData).bounds == pytest.approx((0, 0.3, 1, 0.8))
 
 
 def test_format_cell() -> None:

@@ -4,9 +4,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from trainer.report import Report, curves
+from trainer.report import Curve, Report, curves
 from trainer.report_parts import Cell
 from trainer.study.benchmark_results import BenchmarkResults
+from trainer.study.comparison import paired
 from trainer.study.config import StudySettings
 from trainer.study.results import PRIMARY_CELL, Results
 
@@ -45,7 +46,7 @@ def build_page(settings: StudySettings, results: Results) -> Report:
     page.text(_effort(results))
     _comparisons(page, results)
     _last_step(page, results)
-    _course(page, results)
+    _course(page, settings, results)
     _training(page, settings, results)
     if results.benchmarks is not None:
         _benchmarks(page, settings, results.benchmarks)
@@ -107,7 +108,7 @@ def _last_step(page: Report, results: Results) -> None:
         )
 
 
-def _course(page: Report, results: Results) -> None:
+def _course(page: Report, settings: StudySettings, results: Results) -> None:
     page.heading("Over training")
     for cell in next(iter(results.trajectories.values())):
         taus = {
@@ -115,6 +116,48 @@ def _course(page: Report, results: Results) -> None:
             for arm, cells in results.trajectories.items()
         }
         _figure(page, taus, "τ-b", f"{cell}: mean over replicates.")
+    _differences(page, settings, results)
+    rows: list[list[Cell]] = []
+    for arm, cells in results.trajectories.items():
+        means = {
+            step: statistics.mean(one.tau for one in found)
+            for step, found in cells[PRIMARY_CELL].items()
+        }
+        best, last = max(means, key=means.__getitem__), max(means)
+        rows.append([arm, means[best], best, means[last], means[best] - means[last]])
+    page.table(
+        ["arm", "highest τ-b", "at step", "at the last step", "lost"],
+        rows,
+        f"{PRIMARY_CELL}: means over replicates. The highest of several noisy means is somewhat "
+        "too high, and so is what is lost; alike for all arms.",
+    )
+
+
+def _differences(page: Report, settings: StudySettings, results: Results) -> None:
+    """Δτ in the primary cell over training."""
+    means: dict[str, Curve] = {}
+    bands: dict[str, Curve] = {}
+    theirs = results.trajectories[settings.baseline][PRIMARY_CELL]
+    for arm, cells in results.trajectories.items():
+        if arm == settings.baseline:
+            continue
+        steps = sorted(cells[PRIMARY_CELL])
+        found = [
+            paired(
+                [
+                    a.tau - b.tau
+                    for a, b in zip(cells[PRIMARY_CELL][step], theirs[step], strict=True)
+                ]
+            )
+            for step in steps
+        ]
+        means[arm] = steps, [one.mean for one in found]
+        bands[arm] = [one.low for one in found], [one.high for one in found]
+    page.figure(
+        curves(means, "step", f"Δτ-b against {settings.baseline}", markers=True, bands=bands),
+        f"{PRIMARY_CELL}: paired differences over training, with 95 % intervals (t over "
+        "replicates, each step for itself).",
+    )
 
 
 def _training(page: Report, settings: StudySettings, results: Results) -> None:
