@@ -58,7 +58,7 @@ def packed_attention(
         raise RuntimeError(f"{IMPLEMENTATION} attention needs a packed batch")
     heads, dim = query.shape[1], query.shape[3]
     scale = dim**-0.5 if scaling is None else scaling
-    if reading is not None and reading.stage == "keys":
+    if reading is not None and reading.wants_keys:
         raise KeysTaken(Keys(key, value))
     if reading is not None and reading.keys is not None:
         output = row_attention(

@@ -9,7 +9,7 @@ attention, its output projection and its feed-forward part, for nearly all rows.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,13 @@ class Keys:
 class Reading:
     """Which rows are wanted of a forward, and what the last layer is about.
 
-    ``rows_N`` are the wanted rows. ``stage`` is "wait" in all other layers, then "keys", then
-    "rows", where ``keys`` are at hand. ``done`` says that the forward gave :attr:`padded_rows`.
+    ``rows_N`` are the wanted rows. ``wants_keys``: in the last layer's first run, which ends when
+    there are keys and values. ``keys``: in its second run, these. ``done`` says that the forward
+    gave :attr:`padded_rows`.
     """
 
     rows_N: Tensor
-    stage: Literal["wait", "keys", "rows"] = "wait"
+    wants_keys: bool = False
     keys: Keys | None = None
     done: bool = False
 
@@ -79,14 +80,14 @@ def _take_keys(
     if reading is None or torch.compiler.is_compiling():
         return None
     try:
-        layer.forward(*arguments, **options | {"reading": replace(reading, stage="keys")})
+        layer.forward(*arguments, **options | {"reading": replace(reading, wants_keys=True)})
     except KeysTaken as taken:
         keys = taken.keys
     else:
         return None
     reading.done = True
     rows_R, count = reading.padded_rows, keys.key.shape[2]
-    chosen = {"reading": replace(reading, stage="rows", keys=keys)}
+    chosen = {"reading": replace(reading, keys=keys)}
     return (
         tuple(_chosen(argument, rows_R, count) for argument in arguments),
         {name: _chosen(option, rows_R, count) for name, option in options.items()} | chosen,
