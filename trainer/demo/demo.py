@@ -3,21 +3,9 @@
 world → SFT policy → reward models → evaluation → served → RLOO against each → table, report
 """
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from reward_model.contract import Contract
 from reward_model.errors import SumzeroError
@@ -35,16 +23,17 @@ from trainer.demo.plan import (
     sft_config,
     sft_steps,
 )
-from trainer.demo.processes import Job, run_jobs, service
+from trainer.demo.processes import Job, service
 from trainer.demo.report import build_report, terminal_table
-from trainer.demo.stages import Stage, clear, only_one
+from trainer.demo.runner import StageRunner
+from trainer.demo.stages import Stage
 from trainer.metrics import read_metrics
 from trainer.report import Report
 
 REPORT = "report.html"
 
 
-class Demo:
+class Demo(StageRunner):
     """One run of the demo in one directory.
 
     Args:
@@ -52,13 +41,10 @@ class Demo:
     """
 
     def __init__(self, settings: DemoSettings, losses: Losses = LOSSES) -> None:
+        super().__init__(settings.directory, restart=settings.restart)
         self.settings = settings
         self.losses = losses
         self.scale: Scale = SCALES[settings.scale]
-        self.root = settings.directory
-        self.logs = self.root / "logs"
-        self.console = Console()
-        self.seconds: dict[str, float] = {}
 
     def run(self) -> Path:
         """Every stage that is not done yet, then the table and the report; returns its path."""
@@ -70,19 +56,10 @@ class Demo:
             rloo = self.rloo(world, sft, rewards)
             return self.finish(sft, rewards, evaluation, rloo)
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Nobody else works in this directory meanwhile, and SIGTERM ends it as Ctrl-C does."""
-        with only_one(self.root), _terminable():
-            if self.settings.restart:
-                clear(self.root)
-            self.logs.mkdir(exist_ok=True)
-            yield
-
     def world(self) -> Stage:
         sizes = asdict(self.scale.sizes)
         stage = Stage(self.root, "world", {"seed": self.settings.seed, "sizes": sizes})
-        with self._stage(stage) as wanted:
+        with self.stage(stage) as wanted:
             if wanted:
                 cells = build_cells(self.settings.seed, self.scale.sizes)
                 prompts = cells.pop("policy_prompts")
@@ -192,67 +169,8 @@ class Demo:
             jobs.append(Job(f"rloo-{name}", "trainer.rloo", config, output, self.scale.rloo_steps))
         return jobs
 
-    def run_stage(
-        self, stage: Stage, jobs: Sequence[Job], *, side_by_side: int | None = None
-    ) -> None:
-        """The jobs of a stage, side by side: all of them, or so many at a time."""
-        with self._stage(stage) as wanted:
-            if not wanted:
-                return
-            with _bars(self.console) as bars:
-                tasks = {job.name: bars.add_task(job.name, total=job.steps) for job in jobs}
-                run_jobs(
-                    jobs,
-                    self.logs,
-                    lambda job, step: bars.update(tasks[job.name], completed=step),
-                    side_by_side=side_by_side,
-                )
-
-    @contextmanager
-    def _stage(self, stage: Stage) -> Iterator[bool]:
-        """Whether the stage is to be run; it is done when the block ends without an exception."""
-        if stage.done:
-            self.console.print(f"{stage.name}: done before ({stage.seconds:.0f} s)")
-            self.seconds[stage.name] = stage.seconds
-            yield False
-            return
-        stage.begin()
-        try:
-            yield True
-        except BaseException:
-            stage.interrupt()
-            raise
-        stage.finish()
-        self.seconds[stage.name] = stage.seconds
-        self.console.print(f"{stage.name}: {stage.seconds:.0f} s")
-
 
 def _report(arms: Sequence[Arm], sft: Stage, rloo: Stage, seconds: dict[str, float]) -> Report:
     lines = [line for line in read_metrics(sft.directory) if line.get("loss") is not None]
     curve = {name: [line[name] for line in lines] for name in ("step", "loss")}
     return build_report(arms, curve, {arm.name: rloo.directory / arm.name for arm in arms}, seconds)
-
-
-def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: what it started is stopped, and it can go on later."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -82,15 +82,19 @@ def run_jobs(
 
 
 @contextmanager
-def service(models: dict[str, Path], logs: Path) -> Iterator[str]:
-    """``python -m service`` with ``models`` on a free port; yields its URL once it is ready."""
+def service(models: dict[str, Path], logs: Path, *, name: str = "service") -> Iterator[str]:
+    """``python -m service`` with ``models`` on a free port; yields its URL once it is ready.
+
+    Args:
+        name: of its log and its configuration in ``logs``.
+    """
     config = {
-        "model": [{"name": name, "path": str(path)} for name, path in models.items()],
+        "model": [{"name": model, "path": str(path)} for model, path in models.items()],
         "port": 0,
         "log_format": "json",
         "drain_seconds": 5,
     }
-    job = Job("service", "service", config, logs)
+    job = Job(name, "service", config, logs)
     with _processes() as start:
         process = start(job, logs)
         yield _ready_url(process, _log(logs, job.name))

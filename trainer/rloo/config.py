@@ -200,7 +200,9 @@ class RlooSettings(Settings):
     heldout: HeldOut = HeldOut()
     batch_size: int = Field(default=128, gt=0, description="samples per optimiser step")
     epochs: int = Field(default=5, gt=0)
-    max_steps: int | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(
+        default=None, ge=0, description="0: only measures the policy on the held-out prompts"
+    )
     staleness: int = Field(default=1, ge=0, description="policy versions; 0: synchronous")
     samples: SampleTables = SampleTables()
     checkpoint_steps: int = Field(default=50, gt=0)

@@ -94,6 +94,8 @@ async def _run(session: Session, interruption: Interruption) -> bool:
         await _probe(session, generator)
         if session.step == 0:
             await _evaluate(session, generator, rewards)
+        if session.total_steps == 0:
+            return True
         rollouts = make_rollouts(session, generator, rewards)
         interruption.finishing = True
         async with asyncio.TaskGroup() as tasks:

@@ -5,8 +5,31 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from reward_model.command import Settings
+from reward_model.command import Section, Settings
 from trainer.reward.config import LossSettings
+
+
+class TextSettings(Section):
+    """A world of real prompts, a policy that is given, and a reward model that is gold."""
+
+    source: Path = Field(description="directory with prompts.jsonl.gz and splits.json")
+    policy: Path = Field(description="checkpoint of the chat model that every arm starts from")
+    gold: Path = Field(description="reward model that labels the pairs and judges the policies")
+    backbone: Path | None = Field(default=None, description="of the proxies; default: the policy")
+    labelled_prompts: int = Field(
+        default=400, gt=0, description="train prompts; pairs come of them"
+    )
+    unseen_prompts: int = Field(default=60, gt=0, description="valid ones; the proxies' prompt-OOD")
+    policy_prompts: int = Field(default=128, gt=0, description="train prompts; RLOO's, no others")
+    heldout_prompts: int = Field(default=48, gt=0, description="valid ones; policies' measurements")
+    max_prompt_tokens: int = Field(default=256, gt=0)
+    max_new_tokens: int = Field(default=96, gt=0)
+    temperature: float = Field(default=0.7, gt=0)
+    reward_lr: float = Field(default=2e-4, gt=0)
+    reward_epochs: int = Field(default=3, gt=0)
+    batch_pairs: int = Field(default=32, gt=0)
+    rloo_lr: float = Field(default=1e-4, gt=0)
+    batch_size: int = Field(default=32, gt=0, description="samples per RLOO step, four a prompt")
 
 
 class PolicyStudySettings(Settings):
@@ -33,6 +56,7 @@ class PolicyStudySettings(Settings):
         description="of the SFT policy for each held-out prompt; they standardise the rewards",
     )
     scale: Literal["full", "ci"] = Field(default="full", description="of the demo's world")
+    text: TextSettings | None = Field(default=None, description="in place of the demo's world")
     backend: Literal["vllm", "embedded"] = Field(default="embedded", description="who generates")
     side_by_side: int = Field(default=2, gt=0, description="RLOO runs at a time")
     analyse_only: bool = Field(default=False, description="train nothing; results of what is there")

@@ -65,8 +65,12 @@ class SeedRecord:
 def identity_of(settings: PolicyStudySettings, seed: int) -> dict[str, Any]:
     """What makes two replicates the same."""
     content = settings.model_dump(mode="json", by_alias=True)
-    names = ("arms", "betas", "steps", "every", "standard_samples", "scale", "backend")
-    return {"seed": seed} | {name: content[name] for name in names}
+    names = ["arms", "betas", "steps", "every", "standard_samples", "backend"]
+    if settings.text is None:
+        return {"seed": seed} | {name: content[name] for name in (*names, "scale")}
+    places = ("source", "policy", "gold", "backbone")
+    text = content["text"] | {name: Path(content["text"][name] or "").name for name in places}
+    return {"seed": seed, "text": text} | {name: content[name] for name in names}
 
 
 def record_path(settings: PolicyStudySettings, seed: int) -> Path:

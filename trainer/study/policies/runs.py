@@ -1,9 +1,9 @@
 """Every seed of a policy study, stage by stage; a stopped one goes on where it was."""
 
+import copy
 import itertools
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,15 @@ import torch
 
 from reward_model.errors import SumzeroError
 from service.client import RewardClient
-from trainer.demo.cells import cell_path
-from trainer.demo.config import DemoSettings
-from trainer.demo.demo import Demo
-from trainer.demo.gold_server import GoldServer
 from trainer.demo.outcome import read_arm
-from trainer.demo.plan import rloo_config
 from trainer.demo.processes import Job, service
 from trainer.demo.stages import Stage
 from trainer.rloo.sample_table import read_table
 from trainer.study.policies.config import PolicyStudySettings
+from trainer.study.policies.ground import Ground, World
 from trainer.study.policies.record import Course, SeedRecord, identity_of, record_path
+from trainer.study.policies.text import Text
+from trainer.study.policies.town import Town
 from trainer.study.records import processor
 
 Standards = dict[str, tuple[float, float]]
@@ -40,71 +38,46 @@ def run_all(settings: PolicyStudySettings) -> Iterator[SeedRecord]:
         yield SeedRecord.read(path, identity_of(settings, seed))
 
 
-@dataclass(frozen=True)
-class Ground:
-    """What the policies of a seed stand on; ``url`` serves every arm by name."""
-
-    world: Stage
-    sft: Stage
-    rewards: Stage
-    url: str
-    gold_url: str
-
-
 class SeedRun:
-    """One replicate: the demo's stages with the study's arms, then RLOO for each arm and β."""
+    """One replicate: what its world makes of the study's arms, then RLOO for each arm and β."""
 
     def __init__(self, settings: PolicyStudySettings, seed: int) -> None:
         self.settings = settings
         self.seed = seed
-        losses = {
-            name: loss.model_dump(by_alias=True, exclude_none=True)
-            for name, loss in settings.arms.items()
-        }
-        directory = settings.output_dir / f"seed-{seed}"
-        self.demo = Demo(
-            DemoSettings(
-                scale=settings.scale, seed=seed, output_dir=directory, backend=settings.backend
-            ),
-            losses,
-        )
+        self.world: World = (Town if settings.text is None else Text)(settings, seed)
+        self.runner = self.world.runner
 
     def record(self) -> SeedRecord:
         """Run what is not done yet, and put together what came of it."""
-        demo = self.demo
-        with demo.hold():
-            world = demo.world()
-            sft = demo.sft(world)
-            rewards = demo.rewards(world, sft)
-            evaluation = demo.evaluation(world, rewards)
-            with GoldServer() as gold, service(demo.models(rewards), demo.logs) as url:
-                ground = Ground(world, sft, rewards, url, gold.url)
-                standards = self._standards(self._samples(ground), url)
-                policies = self._policies(ground, standards)
+        runner = self.runner
+        with runner.hold(), self.world.gold() as gold_url:
+            ground = self.world.ground(gold_url)
+            models = {arm: ground.rewards / arm / "model" for arm in self.settings.arms}
+            with service(models, runner.logs) as url:
+                standards = self._standards(self._samples(ground, gold_url), url)
+                policies = self._policies(ground, standards, url, gold_url)
         courses, accuracy = [], {}
         for arm, beta in self._each():
             directory = policies.directory / _name(arm, beta)
-            found = read_arm(arm, evaluation.directory / arm, rewards.directory / arm, directory)
+            found = read_arm(arm, ground.evaluation / arm, ground.rewards / arm, directory)
             courses.append(Course(arm, beta, found.points))
             accuracy[arm] = {cell: found.accuracy(cell) for cell in found.cells}
         ran = {
-            "seconds": demo.seconds,
+            "seconds": runner.seconds,
             "torch": torch.__version__,
             "processor": processor(),
         }
         identity = identity_of(self.settings, self.seed)
         return SeedRecord(identity, standards, accuracy, courses, ran)
 
-    def _samples(self, ground: Ground) -> Path:
-        """Samples of the SFT policy, which RLOO takes before its first step."""
-        output = self.demo.root / "samples"
-        config = self._config(ground, "gold", (0.0, 1.0), output)
-        config["max_steps"] = 1
+    def _samples(self, ground: Ground, gold_url: str) -> Path:
+        """Samples of the policy as it is before RLOO."""
+        output = self.runner.root / "samples"
+        config = self._config(ground, output, {"url": "gold"}) | {"max_steps": 0}
         config["heldout"]["samples_per_prompt"] = self.settings.standard_samples
-        config["reward"] = {"url": "gold"}
-        stage = Stage(self.demo.root, "samples", config, (ground.world, ground.sft))
-        config = config | {"reward": {"url": ground.gold_url}}
-        self.demo.run_stage(stage, [Job("samples", "trainer.rloo", config, output, 1)])
+        stage = Stage(self.runner.root, "samples", config, ground.after)
+        config = config | {"reward": {"url": gold_url}}
+        self.runner.run_stage(stage, [Job("samples", "trainer.rloo", config, output, 1)])
         return output / "heldout-0.jsonl"
 
     def _standards(self, samples: Path, url: str) -> Standards:
@@ -127,46 +100,33 @@ class SeedRun:
                 raise SumzeroError(f"{arm}: its rewards of the SFT policy do not vary at all")
         return standards
 
-    def _policies(self, ground: Ground, standards: Standards) -> Stage:
-        output = self.demo.root / "rloo"
+    def _policies(self, ground: Ground, standards: Standards, url: str, gold_url: str) -> Stage:
+        output = self.runner.root / "rloo"
 
-        def jobs(ground: Ground) -> list[Job]:
+        def jobs(url: str, gold_url: str) -> list[Job]:
             found = []
             for arm, beta in self._each():
                 name, directory = _name(arm, beta), output / _name(arm, beta)
-                config = self._config(ground, arm, standards[arm], directory)
-                config["objective"] = {"beta": beta}
+                mean, std = standards[arm]
+                reward = {
+                    "url": url, "model": arm, "gold_url": gold_url, "mean": mean, "scale": std
+                }  # fmt: skip
+                config = self._config(ground, directory, reward) | {"objective": {"beta": beta}}
                 found.append(Job(name, "trainer.rloo", config, directory, self.settings.steps))
             return found
 
         # Ports differ from run to run and are no part of what the stage computes.
-        portless = {
-            job.name: job.config for job in jobs(replace(ground, url="url", gold_url="gold"))
-        }
-        after = (ground.world, ground.sft, ground.rewards)
-        stage = Stage(self.demo.root, "rloo", portless, after)
-        self.demo.run_stage(stage, jobs(ground), side_by_side=self.settings.side_by_side)
+        portless = {job.name: job.config for job in jobs("url", "gold")}
+        stage = Stage(self.runner.root, "rloo", portless, ground.after)
+        self.runner.run_stage(stage, jobs(url, gold_url), side_by_side=self.settings.side_by_side)
         return stage
 
-    def _config(
-        self, ground: Ground, model: str, standard: tuple[float, float], output: Path
-    ) -> dict[str, Any]:
-        config = rloo_config(
-            self.demo.scale,
-            self.seed,
-            model,
-            policy=ground.sft.directory / "model",
-            prompts=cell_path(ground.world.directory, "policy_prompts"),
-            heldout=cell_path(ground.world.directory, "heldout_prompts"),
-            output=output,
-            backend=self.settings.backend,
-            url=ground.url,
-            gold_url=ground.gold_url,
-            mean=standard[0],
-            std=standard[1],
-        )
+    def _config(self, ground: Ground, output: Path, reward: dict[str, Any]) -> dict[str, Any]:
+        config = copy.deepcopy(dict(ground.rloo))
+        config |= {
+            "output_dir": str(output), "reward": reward, "max_steps": self.settings.steps
+        }  # fmt: skip
         config["heldout"]["every"] = self.settings.every
-        config["max_steps"] = self.settings.steps
         return config
 
     def _each(self) -> Iterator[tuple[str, float]]:
