@@ -73,7 +73,11 @@ def settings(world: Path, output: Path, **changes) -> RlooSettings:
 
 
 def weights(output: Path) -> torch.Tensor:
-    tensors = load_file(output / "policy" / "model.safetensors")
+    return weights_of(output / "policy")
+
+
+def weights_of(checkpoint: Path) -> torch.Tensor:
+    tensors = load_file(checkpoint / "model.safetensors")
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
@@ -106,6 +110,18 @@ def test_a_run_ends_and_trains_every_prompt_of_every_epoch_once(world, tmp_path)
     text = shown[0]["samples"][0]["text"]
     assert html.escape(text) in (tmp_path / "report.html").read_text()
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_no_steps_measure_the_policy_as_it_is(world, tmp_path):
+    heldout = {"prompts": world / "held.jsonl", "samples_per_prompt": 3}
+    policy = train(settings(world, tmp_path, heldout=heldout, max_steps=0))
+    (line,) = [line for line in read_metrics(tmp_path) if "heldout/kl" in line]
+    assert (line["step"], line["heldout/kl"]) == (0, 0.0)
+    table = read_table(tmp_path / "heldout-0.jsonl")
+    assert [len(row["samples"]) for row in table] == [3] * 6
+    assert all(one["raw/reward"] is not None for row in table for one in row["samples"])
+    assert torch.equal(weights(tmp_path), weights_of(world / "policy"))
+    assert policy.is_dir()
 
 
 def test_the_reward_rises_on_held_out_prompts(world, tmp_path):
