@@ -18,7 +18,6 @@ class Ground:
     are told alike. ``after``: the stages that they build on.
     """
 
-    policy: Path
     rewards: Path
     evaluation: Path
     rloo: Mapping[str, Any]

@@ -17,8 +17,8 @@ def write_page(settings: PolicyStudySettings, results: Results) -> None:
     page = Report(
         "Policies against reward models compared",
         f"{len(results.records)} of {len(settings.seeds)} seeds, {settings.steps} steps of RLOO "
-        f"each. The primary endpoint is the difference in {PRIMARY} between {settings.primary} and "
-        f"{settings.baseline} at β = {settings.primary_beta:g}.",
+        f"each, {_world(settings)}. The primary endpoint is the difference in {PRIMARY} between "
+        f"{settings.primary} and {settings.baseline} at β = {settings.primary_beta:g}.",
     )
     page.heading("Against the baseline")
     page.table(
@@ -74,6 +74,13 @@ def write_page(settings: PolicyStudySettings, results: Results) -> None:
     page.write(settings.output_dir / PAGE)
     if settings.page is not None:
         page.write(settings.page)
+
+
+def _world(settings: PolicyStudySettings) -> str:
+    if (text := settings.text) is None:
+        return "in the demo's town"
+    proxies = text.backbone or text.policy
+    return f"on {text.source}; policy {text.policy}, proxies from {proxies}, gold {text.gold}"
 
 
 def spread(numbers: Sequence[float]) -> str:

@@ -123,7 +123,6 @@ class Text:
         rewards = self._rewards(pairs)
         evaluation = self._evaluation(pairs, rewards)
         return Ground(
-            self.text.policy,
             rewards.directory,
             evaluation.directory,
             self._rloo(prompts.directory),

@@ -42,12 +42,11 @@ class Town:
         sft = demo.sft(world)
         rewards = demo.rewards(world, sft)
         evaluation = demo.evaluation(world, rewards)
-        policy = sft.directory / "model"
         rloo = rloo_config(
             demo.scale,
             self.seed,
             "",
-            policy=policy,
+            policy=sft.directory / "model",
             prompts=cell_path(world.directory, "policy_prompts"),
             heldout=cell_path(world.directory, "heldout_prompts"),
             output=demo.root,
@@ -58,4 +57,4 @@ class Town:
             std=1.0,
         )
         after = (world, sft, rewards)
-        return Ground(policy, rewards.directory, evaluation.directory, rloo, after)
+        return Ground(rewards.directory, evaluation.directory, rloo, after)
