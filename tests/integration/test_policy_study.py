@@ -1,6 +1,5 @@
 """Whole studies of policies in small: in the demo's town, ended by SIGTERM, and of text."""
 
-import gzip
 import json
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from tests.checkpoints import tiny_checkpoint
+from tests.trainer.study.policies.sources import write_source
 from trainer.rloo.sample_table import read_table
 from trainer.study.policies.config import PolicyStudySettings
 from trainer.study.policies.results import analyse
@@ -60,19 +60,8 @@ def test_a_study_is_stopped_and_goes_on(tmp_path: Path) -> None:
     assert {len(row["samples"]) for row in samples} == {2}
 
 
-def write_source(directory: Path) -> Path:
-    directory.mkdir()
-    ids = [f"p{number}" for number in range(40)]
-    with gzip.open(directory / "prompts.jsonl.gz", "wt") as file:
-        for name in ids:
-            row = {"prompt_id": name, "instruction": f"What is {name}?", "responses": []}
-            file.write(json.dumps(row) + "\n")
-    splits = {"train_prompts": ids[:24], "valid_prompts": ids[24:]}
-    (directory / "splits.json").write_text(json.dumps(splits))
-    return directory
-
-
 def test_a_study_of_text(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
     policy = tiny_checkpoint(tmp_path / "policy", "qwen2", task="causal")
     gold = tiny_checkpoint(tmp_path / "gold", "llama", seed=3)
     values = {
@@ -85,7 +74,7 @@ def test_a_study_of_text(tmp_path: Path) -> None:
         "every": 1,
         "standard_samples": 2,
         "text": {
-            "source": str(write_source(tmp_path / "source")),
+            "source": str(write_source(tmp_path / "source", 24, 16)),
             "policy": str(policy),
             "gold": str(gold),
             "labelled_prompts": 16,

@@ -4,7 +4,6 @@ As in the work on over-optimisation that the paper follows, proxies learn from w
 before RLOO, and gold is a reward model that is stronger than they are.
 """
 
-import gzip
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from trainer.demo.processes import Job, service
 from trainer.demo.runner import StageRunner
 from trainer.demo.stages import Stage
 from trainer.rloo.sample_table import read_table
+from trainer.study.cells import read_source
 from trainer.study.policies.config import PolicyStudySettings, TextSettings
 from trainer.study.policies.ground import Ground
 
@@ -44,11 +44,12 @@ def draw_prompts(text: TextSettings, seed: int) -> Prompts:
     Raises:
         UsageError: a file is missing, or there are fewer prompts than are asked for.
     """
-    rows, splits = _read(text.source)
+    source = read_source(text.source)
+    rows = {row["prompt_id"]: row for row in source.prompts}
     rng = random.Random(f"prompts {seed}")
 
     def draw(split: str, counts: dict[str, int]) -> Iterator[list[Row]]:
-        names = sorted(splits[split])
+        names = sorted(source.splits[split])
         if len(names) < sum(counts.values()):
             raise UsageError(
                 f"text: {' + '.join(counts)} are {sum(counts.values())}, but {text.source} has "
@@ -238,16 +239,6 @@ class Text:
 
 def _cells(pairs: Stage) -> dict[str, str]:
     return {name: str(pairs.directory / f"{name}.jsonl") for name in ("in_domain", "prompt_ood")}
-
-
-def _read(source: Path) -> tuple[dict[str, Row], dict[str, list[str]]]:
-    for name in ("prompts.jsonl.gz", "splits.json"):
-        if not (source / name).is_file():
-            raise UsageError(f"text.source: {source / name}: no such file")
-    with gzip.open(source / "prompts.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    splits = json.loads((source / "splits.json").read_text(encoding="utf-8"))
-    return {row["prompt_id"]: row for row in rows}, splits
 
 
 def _prompt(row: Row) -> Row:

@@ -1,27 +1,19 @@
 """Prompts drawn for a seed, and pairs and cells made of labelled samples."""
 
-import gzip
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reward_model.errors import UsageError
+from tests.trainer.study.policies.sources import write_source
 from trainer.study.policies.config import TextSettings
 from trainer.study.policies.text import draw_prompts, label
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    ids = [f"p{number}" for number in range(20)]
-    with gzip.open(tmp_path / "prompts.jsonl.gz", "wt") as file:
-        for name in ids:
-            row = {"prompt_id": name, "instruction": f"ask {name}", "responses": []}
-            file.write(json.dumps(row) + "\n")
-    splits = {"train_prompts": ids[:12], "valid_prompts": ids[12:]}
-    (tmp_path / "splits.json").write_text(json.dumps(splits))
-    return tmp_path
+    return write_source(tmp_path, 12, 8)
 
 
 def settings(source: Path, **changes: Any) -> TextSettings:
@@ -41,9 +33,9 @@ def test_no_prompt_has_two_uses_and_valid_ones_are_never_trained_on(source: Path
     train = asked(drawn.labelled) | asked(drawn.policy)
     valid = asked(drawn.unseen) | asked(drawn.heldout)
     assert [len(rows) for rows in (drawn.labelled, drawn.policy)] == [7, 5]
-    assert train == {f"ask p{number}" for number in range(12)}
+    assert train == {f"What is p{number}?" for number in range(12)}
     assert len(valid) == 7
-    assert valid < {f"ask p{number}" for number in range(12, 20)}
+    assert valid < {f"What is p{number}?" for number in range(12, 20)}
     assert draw_prompts(settings(source), seed=1) == drawn
     assert draw_prompts(settings(source), seed=2) != drawn
 
