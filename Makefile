@@ -9,6 +9,7 @@ TESTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+KERNELS := $(wildcard reward_model/kernels/*.[ch])
 VLLM_INSTALLED := .venv-vllm/.installed
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -19,7 +20,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 install: $(INSTALLED) ## the project and its tools, in .venv
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(KERNELS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing torch $(TORCH) and the project into $(VENV): a few minutes the first time"
 	@if [ -n "$(TORCH_INDEX_URL)" ]; then $(PIP) install "torch==$(TORCH)" --index-url $(TORCH_INDEX_URL); \
@@ -48,14 +49,16 @@ test-all: install install-vllm ## every test, whole processes and real vLLM too
 smoke: install install-vllm ## one short run of every real part: vLLM, Ray, kill and resume
 	$(BIN)/python -m pytest -m smoke $(TESTS)
 
-lint: install ## ruff and mypy
+lint: install ## ruff, mypy and, for the kernels, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(KERNELS)
 
-format: install ## let ruff format the tree
+format: install ## let ruff and clang-format write the tree their way
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(KERNELS)
 
 audit: ## known holes in the pinned versions; asks PyPI, and fails where it cannot
 	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip -q install pip-audit; }

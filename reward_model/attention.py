@@ -1,7 +1,8 @@
 """Attention over a packed batch, registered with transformers as ``sumzero_packed``.
 
-With gradients it is one call per segment (:mod:`reward_model.segments`). Without, on CUDA, it is
-one FlexAttention call (:mod:`reward_model.flex`). Elsewhere:
+With gradients it is one call per segment (:mod:`reward_model.segments`). Without, it is one call
+of FlexAttention on CUDA (:mod:`reward_model.flex`), and in bfloat16 on a CPU that has what it needs
+one of a kernel of our own (:mod:`reward_model.kernels`). Elsewhere:
 
 Every block of the batch (see :mod:`reward_model.packing`) is computed on tiles of one fixed shape,
 each tile by itself, so that its result depends on its own rows only. In the last layer, where few
@@ -15,6 +16,8 @@ from transformers import AttentionInterface
 
 from reward_model.attend import attend
 from reward_model.flex import flex_packed_attention
+from reward_model.kernels.attention import attention as kernel_attention
+from reward_model.kernels.attention import attention_suits
 from reward_model.packing import AttentionBlock, PackedBatch
 from reward_model.reading import Keys, KeysTaken, Reading
 from reward_model.row_attention import row_attention
@@ -68,6 +71,11 @@ def packed_attention(
         return output, None
     if torch.is_grad_enabled():
         output = segment_attention(
+            query, key, value, packed, scale=scale, window=sliding_window, softcap=softcap
+        )
+        return output, None
+    if attention_suits(query, key, value):
+        output = kernel_attention(
             query, key, value, packed, scale=scale, window=sliding_window, softcap=softcap
         )
         return output, None

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from reward_model.contract import ADAPTER_CONFIG
 from reward_model.errors import CheckpointError
-from reward_model.row_cuts import CutLinear
+from reward_model.kernels.linear import KernelLinear
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -43,7 +43,7 @@ _VARIANTS = (
 )
 
 
-class LoraLinear(CutLinear):
+class LoraLinear(KernelLinear):
     """A linear layer with an adapter. W and b are the very parameters of the layer it replaces."""
 
     def __init__(self, base: nn.Linear, a_RI: Tensor, b_OR: Tensor, scaling: float) -> None:

@@ -22,6 +22,7 @@ from reward_model.custom import custom_rewards, is_custom
 from reward_model.device import as_device
 from reward_model.encode import Encoder
 from reward_model.errors import CheckpointError
+from reward_model.kernels.modules import use_kernels
 from reward_model.linear import use_onednn
 from reward_model.lora import Adapter
 from reward_model.memory import keep_freed_memory
@@ -73,6 +74,7 @@ class RewardModel(nn.Module):
         if not self.custom:  # code of its own is computed as it would compute itself
             use_onednn(classifier)
             use_row_cuts(classifier)
+            use_kernels(classifier)
         self.obstacle = (
             "the score head is the checkpoint's own code"
             if self.custom

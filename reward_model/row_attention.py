@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reward_model.attend import attend
+from reward_model.kernels.attention import attention as kernel_attention
+from reward_model.kernels.attention import attention_suits
 from reward_model.packing import ROW_MULTIPLE, PackedBatch
 from reward_model.product_attention import attend_with_gradient
 from reward_model.tiles import TILE
@@ -39,8 +41,12 @@ def row_attention(
         softcap: logits become softcap · tanh(logits / softcap).
 
     Returns:
-        [1, R, heads, D]; the further rows repeat the last one.
+        [1, R, heads, D]; what the further rows are is not said.
     """
+    if attention_suits(query, key, value):
+        return kernel_attention(
+            query, key, value, packed, rows_N, scale=scale, window=window, softcap=softcap
+        )
     heads, dim, key_heads = query.shape[1], query.shape[3], key.shape[1]
     # Under autocast rotated queries and keys come in float32, values in what is asked for.
     query, key = query.to(value.dtype), key.to(value.dtype)

@@ -1,0 +1,12 @@
+"""Kernels of our own for scoring on x86-64 with AVX-512 and AMX, in C.
+
+PyTorch's products around a softmax, and its element-wise operations one after another, took two
+thirds of scoring's time on a processor with matrix tiles (AMX), and oneDNN's order of a sum went by
+the number of rows there. Here every element of a product is one sum in one order, so a score has
+the bits that it has alone by construction, and exactness costs nothing.
+
+In bfloat16 all is computed here where there is AMX; elsewhere, and in float32, linear layers stay
+with oneDNN or MKL. The library is built when the package is installed, if there is a C compiler
+(GCC 11 or newer). Without it, or on another processor, PyTorch computes everything, more slowly.
+``SUMZERO_KERNELS=none`` (or ``avx512``, ``avx512_bf16``) does without, to compare.
+"""

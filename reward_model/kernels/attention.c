@@ -1,0 +1,68 @@
+/* Attention over a packed batch, with sums and softmax in float32.
+
+   A task is some query rows that see the same keys: a tile of 64 rows and one head, or (stacked)
+   one row and all heads that share a key head. Its keys are the rows of a chain of tiles, in blocks
+   of 512, with a running maximum. So what a row gives depends on its own chain and on nothing else.
+ */
+
+#include "vector.h"
+
+#define TILE 64
+#define BLOCK_TILES 8
+#define BLOCK (BLOCK_TILES * TILE)
+#define HALF 32 /* query rows of a block */
+/* Rows of scratch are no power of two long, so that they share no cache set. */
+#define ROW (BLOCK + 16)
+#define WEIGHTS_ROW (BLOCK + 32)
+#define MINUS_INFINITY (-__builtin_inff())
+
+typedef struct {
+    const void *query, *key, *value;
+    void *out;
+    long query_row, query_head, key_row, key_head, value_row, value_head, out_row, out_head;
+    long heads, key_heads, dim;
+    /* The tiles of the batch: first row, and number of rows. */
+    const int32_t *tile_rows, *tile_lengths;
+    long tiles;
+    /* The tasks: first query row, rows, position of the first, and the tiles whose keys they see
+       (from chain_starts[t] on in chains), chain_keys[t] keys altogether. */
+    const int32_t *task_rows, *task_counts, *task_positions, *chain_starts, *chain_keys, *chains;
+    long tasks;
+    long causal, window, stacked;
+    float scale, softcap;
+    void *packed; /* key_heads * tiles * 2 * 64 * (dim rounded up to 32) */
+    long threads, isa;
+} Attention;
+
+static long wide(const Attention *a) { return (a->dim + STEP - 1) / STEP * STEP; }
+
+typedef struct {
+    long start, stop;
+} Range;
+
+/* The keys that row i of a task sees. */
+static Range seen(const Attention *a, long task, long i)
+{
+    long keys = a->chain_keys[task], at = a->task_positions[task] + (a->stacked ? 0 : i);
+    Range range = {0, a->causal ? at + 1 : keys};
+    if (a->window && at - a->window + 1 > 0)
+        range.start = at - a->window + 1;
+    if (a->window && at + a->window < range.stop)
+        range.stop = at + a->window;
+    return range;
+}
+
+static void scale_row(float *row, long width, float by)
+{
+    for (long d = 0; d < width; d += 16)
+        _mm512_store_ps(row + d, _mm512_mul_ps(_mm512_load_ps(row + d), _mm512_set1_ps(by)));
+}
+
+#define ELEMENT bf16
+#define OF(name) name##_bf16
+#include "attention.h"
+#undef ELEMENT
+#undef OF
+#define ELEMENT float
+#define OF(name) name##_f32
+#include "attention.h"

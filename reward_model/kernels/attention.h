@@ -1,0 +1,163 @@
+/* The kernel of attention.c for one type of ELEMENT. */
+
+typedef struct {
+    ELEMENT query[TILE * 256] __attribute__((aligned(64)));
+    float logits[TILE * ROW] __attribute__((aligned(64)));
+    ELEMENT weights[TILE * WEIGHTS_ROW] __attribute__((aligned(64)));
+    float sums[TILE * (256 + 16)] __attribute__((aligned(64)));
+    float highest[TILE], total[TILE];
+} OF(Scratch);
+
+static ELEMENT *OF(packed_keys)(const Attention *a, long head, long tile)
+{
+    return (ELEMENT *)a->packed + (head * a->tiles + tile) * 2 * TILE * wide(a);
+}
+
+static ELEMENT *OF(packed_values)(const Attention *a, long head, long tile)
+{
+    return OF(packed_keys)(a, head, tile) + TILE * wide(a);
+}
+
+static void OF(pack_tile)(const Attention *a, long head, long tile)
+{
+    long row = a->tile_rows[tile], length = a->tile_lengths[tile], dim = wide(a);
+    const ELEMENT *key = (const ELEMENT *)a->key + row * a->key_row + head * a->key_head;
+    const ELEMENT *value = (const ELEMENT *)a->value + row * a->value_row + head * a->value_head;
+    ELEMENT *keys = OF(packed_keys)(a, head, tile), *values = OF(packed_values)(a, head, tile);
+    for (long n = 0; n < TILE; n += COLUMNS)
+        OF(pack_rows)(key + n * a->key_row, a->key_row, length - n, a->dim, keys + n * dim);
+    for (long column = 0; column < dim; column += COLUMNS)
+        for (long step = 0; step < TILE; step += STEP)
+            OF(pack_terms)(value + step * a->value_row + column, a->value_row, length - step,
+                           first(a->dim - column), values + column * TILE + step * COLUMNS);
+}
+
+/* Logits of one row in a block of keys to weights, [start, stop) of which are seen; returns what
+   earlier sums are to be multiplied with. */
+static float OF(weigh)(const Attention *a, const float *logits, ELEMENT *weights, long start,
+                       long stop, long width, float *highest, float *total)
+{
+    __m512 scale = _mm512_set1_ps(a->scale), cap = _mm512_set1_ps(a->softcap);
+    __m512 inverse = _mm512_set1_ps(a->softcap ? a->scale / a->softcap : 0);
+    __m512 low = _mm512_set1_ps(MINUS_INFINITY), most = low;
+    float scaled[BLOCK] __attribute__((aligned(64)));
+    for (long n = 0; n < width; n += 16) {
+        __m512 x = _mm512_load_ps(logits + n);
+        x = a->softcap ? _mm512_mul_ps(cap, hyperbolic_tangent(_mm512_mul_ps(x, inverse)))
+                       : _mm512_mul_ps(x, scale);
+        x = _mm512_mask_mov_ps(low, first(stop - n) & ~first(start - n), x);
+        _mm512_store_ps(scaled + n, x);
+        most = _mm512_max_ps(most, x);
+    }
+    float before = *highest, now = _mm512_reduce_max_ps(most);
+    if (!(now > before))
+        now = before;
+    if (now == MINUS_INFINITY) { /* nothing seen yet */
+        memset(weights, 0, sizeof(ELEMENT) * width);
+        return 0;
+    }
+    __m512 shift = _mm512_set1_ps(now), sum = _mm512_setzero_ps();
+    for (long n = 0; n < width; n += 16) {
+        __m512 weight = exponential(_mm512_sub_ps(_mm512_load_ps(scaled + n), shift));
+        sum = _mm512_add_ps(sum, OF(store)(weights + n, weight));
+    }
+    float again = 0;
+    if (before != MINUS_INFINITY)
+        again = before == now ? 1 : _mm512_cvtss_f32(exponential(_mm512_set1_ps(before - now)));
+    *highest = now;
+    *total = *total * again + _mm512_reduce_add_ps(sum);
+    return again;
+}
+
+/* logits [32, width] of query rows q with the keys from base on. */
+static void OF(multiply_keys)(const Attention *a, const int32_t *chain, long key_head,
+                              const ELEMENT *q, long base, long width, float *logits)
+{
+    long dim = wide(a);
+    for (long n = 0; n < width; n += STEP) {
+        const ELEMENT *keys =
+            OF(packed_keys)(a, key_head, chain[(base + n) / TILE]) + n % TILE * dim;
+        OF(block)(a->isa, q, dim, keys, keys + COLUMNS * dim, dim / STEP, logits + n, ROW, 0);
+    }
+}
+
+/* sums [32, dim] (+)= weights [32, width] . the values from base on. */
+static void OF(add_values)(const Attention *a, const int32_t *chain, long key_head,
+                           const ELEMENT *weights, long base, long width, float *sums, int more)
+{
+    for (long d = 0; d < wide(a); d += 2 * COLUMNS)
+        for (long n = 0; n < width; n += TILE) {
+            const ELEMENT *values =
+                OF(packed_values)(a, key_head, chain[(base + n) / TILE]) + d * TILE;
+            OF(block)(a->isa, weights + n, WEIGHTS_ROW, values, values + COLUMNS * TILE,
+                      width - n > STEP ? 2 : 1, sums + d, wide(a) + 16, more || n);
+        }
+}
+
+static void OF(attend)(const Attention *a, long task, long unit, OF(Scratch) * own)
+{
+    long group = a->heads / a->key_heads, dim = wide(a), sums_row = dim + 16;
+    long rows = a->stacked ? group : a->task_counts[task];
+    long key_head = a->stacked ? unit : unit / group, head = a->stacked ? unit * group : unit;
+    long query_step = a->stacked ? a->query_head : a->query_row;
+    long out_step = a->stacked ? a->out_head : a->out_row;
+    const int32_t *chain = a->chains + a->chain_starts[task];
+    const ELEMENT *query = a->query;
+    ELEMENT *out = a->out;
+    query += a->task_rows[task] * a->query_row + head * a->query_head;
+    out += a->task_rows[task] * a->out_row + head * a->out_head;
+
+    memset(own->query, 0, sizeof(ELEMENT) * (rows > HALF ? TILE : HALF) * dim);
+    for (long i = 0; i < rows; i++) {
+        memcpy(own->query + i * dim, query + i * query_step, sizeof(ELEMENT) * a->dim);
+        own->highest[i] = MINUS_INFINITY;
+        own->total[i] = 0;
+    }
+    int more = 0;
+    long last = seen(a, task, rows - 1).stop;
+    for (long base = seen(a, task, 0).start / BLOCK * BLOCK; base < last; base += BLOCK) {
+        for (long begin = 0; begin < rows; begin += HALF) {
+            long end = begin + HALF < rows ? begin + HALF : rows;
+            long keys = seen(a, task, end - 1).stop - base;
+            long width = keys < BLOCK ? (keys + STEP - 1) / STEP * STEP : BLOCK;
+            if (width <= 0)
+                continue;
+            OF(multiply_keys)(a, chain, key_head, own->query + begin * dim, base, width,
+                              own->logits + begin * ROW);
+            for (long i = begin; i < end; i++) {
+                Range range = seen(a, task, i);
+                float again = OF(weigh)(a, own->logits + i * ROW, own->weights + i * WEIGHTS_ROW,
+                                        range.start - base, range.stop - base, width,
+                                        own->highest + i, own->total + i);
+                if (more && again != 1)
+                    scale_row(own->sums + i * sums_row, dim, again);
+            }
+            OF(add_values)(a, chain, key_head, own->weights + begin * WEIGHTS_ROW, base, width,
+                           own->sums + begin * sums_row, more);
+        }
+        more = 1;
+    }
+    for (long i = 0; i < rows; i++)
+        for (long d = 0; d < a->dim; d += 16) {
+            __m512 sums = _mm512_load_ps(own->sums + i * sums_row + d);
+            OF(store_some)(out + i * out_step + d,
+                           _mm512_div_ps(sums, _mm512_set1_ps(own->total[i])), first(a->dim - d));
+        }
+}
+
+EXPORT void OF(attention)(const Attention *a)
+{
+    long units = a->stacked ? a->key_heads : a->heads;
+#pragma omp parallel num_threads(a->threads)
+    {
+        static _Thread_local OF(Scratch) own;
+        take_tiles(a->isa);
+#pragma omp for schedule(static)
+        for (long i = 0; i < a->key_heads * a->tiles; i++)
+            OF(pack_tile)(a, i / a->tiles, i % a->tiles);
+#pragma omp for schedule(dynamic)
+        for (long i = 0; i < a->tasks * units; i++)
+            OF(attend)(a, i / units, i % units, &own);
+        give_tiles_back(a->isa);
+    }
+}

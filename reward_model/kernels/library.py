@@ -1,0 +1,96 @@
+"""The compiled kernels, and which of them this machine can use."""
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Callable
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MODULE = "reward_model.kernels._library"
+_AVX512 = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "fma3")
+
+
+class Isa(IntEnum):
+    """What the kernels multiply with, worse to better."""
+
+    NONE = 0
+    AVX512 = 1
+    AVX512_BF16 = 2
+    AMX = 3
+
+
+_LEAST = {torch.float32: Isa.AVX512, torch.bfloat16: Isa.AVX512_BF16}
+_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The shared library beside this file; None where it could not be built."""
+    spec = importlib.util.find_spec(_MODULE)
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        # torch has loaded its OpenMP by now, so both use the same threads.
+        return ctypes.CDLL(spec.origin, mode=os.RTLD_NOW)
+    except OSError:
+        return None
+
+
+@cache
+def isa() -> Isa:
+    """The best that this machine has and ``SUMZERO_KERNELS``, a name in small letters, allows."""
+    found, most = _found(), os.environ.get("SUMZERO_KERNELS", "").upper()
+    return min(found, Isa[most]) if most in Isa.__members__ else found
+
+
+def _found() -> Isa:
+    loaded, has = library(), torch.cpu.get_capabilities()
+    if loaded is None or not all(has.get(name) for name in _AVX512):
+        return Isa.NONE
+    if not has.get("avx512_bf16"):
+        return Isa.AVX512
+    amx = has.get("amx_bf16") and has.get("amx_tile") and loaded.ask_for_amx()
+    return Isa.AMX if amx else Isa.AVX512_BF16
+
+
+def suits(*tensors: Tensor) -> bool:
+    """Whether kernels can take these: one dtype that they know, no gradient, a CPU that has it."""
+    dtype = tensors[0].dtype
+    return (
+        all(x.dtype is dtype and x.device.type == "cpu" for x in tensors)
+        and not torch.is_grad_enabled()
+        and dtype in _LEAST
+        and isa() >= _LEAST[dtype]
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def kernel(name: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """A function of the library, for one dtype.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    if (loaded := library()) is None:
+        raise RuntimeError("the kernels were not built: is there a C compiler?")
+    function: Callable[..., Any] = getattr(loaded, f"{name}_{_SUFFIX[dtype]}")
+    return function
+
+
+def call(name: str, first: Tensor, *others: Tensor | float | None) -> None:
+    """Call a kernel for the dtype of ``first``: tensors by address, None as a null pointer."""
+    kernel(name, first.dtype)(*(_as_c(argument) for argument in (first, *others)))
+
+
+def _as_c(argument: Tensor | float | None) -> object:
+    if argument is None:
+        return None
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_long(argument)

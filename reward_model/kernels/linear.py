@@ -1,0 +1,87 @@
+"""Linear layers in bfloat16 with matrix tiles: exact for any number of rows, nothing cut."""
+
+import torch
+from torch import Tensor, nn
+
+from reward_model.kernels.library import Isa, call, isa, suits
+from reward_model.row_cuts import CutLinear
+
+MULTIPLE = 32
+"""Of both sides of a weight; rows are at least as many."""
+KEPT_BYTES = 1 << 30
+"""A model whose linear weights are smaller keeps them packed as well. Packing takes 3 to 8 % of the
+product of 2,048 rows; a large model's weights are packed at every use, and none is kept twice."""
+_PACKED = "_sumzero_packed"
+
+
+class KernelLinear(CutLinear):
+    """``nn.Linear``, whose parameters it has."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if linear_suits(input, self.weight):
+            return linear(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+def linear_suits(input: Tensor, weight: Tensor) -> bool:
+    """Whether a layer is computed here. oneDNN is as fast without matrix tiles, and exact."""
+    outer, inner = weight.shape
+    return (
+        outer % MULTIPLE == inner % MULTIPLE == 0
+        and input.numel() >= MULTIPLE * inner
+        and input.dtype is torch.bfloat16
+        and suits(input, weight)
+        and isa() is Isa.AMX
+    )
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input · weightᵀ + bias, [..., K] × [N, K] → [..., N], summed in float32, rounded once."""
+    outer, inner = weight.shape
+    input_RK = _rows(input)
+    output = input.new_empty(*input.shape[:-1], outer)
+    call(
+        "linear", input_RK, input_RK.stride(0), packed(weight), bias, output, outer,
+        len(input_RK), outer, inner, torch.get_num_threads(), isa(),
+    )  # fmt: skip
+    return output
+
+
+def gated_linear(input: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    """silu(input · gateᵀ) · (input · upᵀ), element by element, [..., K] × 2 [N, K] → [..., N]."""
+    outer, inner = gate.shape
+    input_RK = _rows(input)
+    output = input.new_empty(*input.shape[:-1], outer)
+    call(
+        "gated_linear", input_RK, input_RK.stride(0), packed(gate), packed(up), output, outer,
+        len(input_RK), outer, inner, torch.get_num_threads(), isa(),
+    )  # fmt: skip
+    return output
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A weight as the kernels read it. Kept on the weight where :func:`keep_packed` said so."""
+    state = (weight.data_ptr(), None if weight.is_inference() else weight._version)
+    kept: tuple[object, Tensor | None] | None = getattr(weight, _PACKED, None)
+    if kept is not None and kept[1] is not None and kept[0] == state:
+        return kept[1]
+    weight_NK = weight.contiguous()
+    result = torch.empty_like(weight_NK, requires_grad=False)
+    call("pack_weight", weight_NK, *weight.shape, result, torch.get_num_threads())
+    if kept is not None and not weight.is_inference():
+        setattr(weight, _PACKED, (state, result))
+    return result
+
+
+def keep_packed(model: nn.Module) -> None:
+    """Let the weights of a model that is small enough be packed once and not at every use."""
+    weights = [m.weight for m in model.modules() if isinstance(m, KernelLinear)]
+    if sum(weight.numel() for weight in weights) * 2 < KEPT_BYTES:
+        for weight in weights:
+            if not hasattr(weight, _PACKED):
+                setattr(weight, _PACKED, (None, None))
+
+
+def _rows(input: Tensor) -> Tensor:
+    rows = input.reshape(-1, input.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()

@@ -1,0 +1,27 @@
+/* What a decoder does row by row between its products. Rounded where transformers rounds, but for
+   the rotation, which is rounded once. */
+
+#include <math.h>
+
+#include "vector.h"
+
+#define ELEMENT bf16
+#define OF(name) name##_bf16
+#include "rows.h"
+#undef ELEMENT
+#undef OF
+#define ELEMENT float
+#define OF(name) name##_f32
+#include "rows.h"
+
+/* Whether the kernel lets this process use AMX; Linux wants to be asked. */
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+EXPORT int ask_for_amx(void)
+{
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+}
+#else
+EXPORT int ask_for_amx(void) { return 0; }
+#endif

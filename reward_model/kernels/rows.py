@@ -1,0 +1,34 @@
+"""What a decoder does row by row between its products."""
+
+import torch
+from torch import Tensor
+
+from reward_model.kernels.library import call
+
+MULTIPLE = 16
+"""Of a normalised row; half a rotated head, too."""
+
+
+def rms_norm(input: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """weight · input / √(mean(input²) + ε) over the last axis, rounded before ``weight`` too."""
+    input_RD = input.reshape(-1, input.shape[-1])
+    output = torch.empty_like(input, memory_format=torch.contiguous_format)
+    call("rms_norm", input_RD, weight, output, *input_RD.shape, epsilon, torch.get_num_threads())
+    return output
+
+
+def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary positions, in place: x cos + rotate_half(x) sin.
+
+    Args:
+        heads: [1, T, heads, D], contiguous. cosine, sine: [1, T, D].
+    """
+    _, rows, count, dim = heads.shape
+    call("rotate", heads, cosine, sine, rows, count, dim, torch.get_num_threads())
+    return heads
+
+
+def gate(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, written over ``gate``; both contiguous."""
+    call("gate", gate, up, gate.numel(), torch.get_num_threads())
+    return gate

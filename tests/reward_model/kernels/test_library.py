@@ -1,0 +1,50 @@
+"""Whether there are kernels, and what they are asked to do."""
+
+import platform
+import shutil
+
+import pytest
+import torch
+
+from reward_model.kernels.library import Isa, isa, kernel, library, suits
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or shutil.which("gcc") is None, reason="no C compiler for x86-64"
+)
+def test_built_where_there_is_a_compiler() -> None:
+    assert library() is not None, "make install has not built them"
+
+
+def test_the_environment_holds_them_back(kernels: Isa) -> None:
+    assert isa() is kernels
+
+
+def test_an_unknown_name_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = isa()
+    monkeypatch.setenv("SUMZERO_KERNELS", "everything")
+    isa.cache_clear()
+    assert isa() is best
+
+
+def test_what_they_take(kernels: Isa) -> None:
+    single, half, double = (
+        torch.zeros(64, dtype=d) for d in (torch.float32, torch.bfloat16, torch.float64)
+    )
+    assert not suits(single), "gradients are on"
+    with torch.no_grad():
+        assert suits(single) == (kernels >= Isa.AVX512)
+        assert suits(half) == (kernels >= Isa.AVX512_BF16)
+        assert not suits(double)
+        assert not suits(half, single)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not suits(half)
+
+
+def test_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_model.kernels.library.library", lambda: None)
+    isa.cache_clear()
+    assert isa() is Isa.NONE
+    with pytest.raises(RuntimeError, match="C compiler"):
+        kernel("gate", torch.float32)
+    isa.cache_clear()

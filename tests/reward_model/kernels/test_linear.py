@@ -1,0 +1,104 @@
+"""Products of matrix tiles against float64, and that a row's bits are its own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reward_model.kernels.library import Isa, isa
+from reward_model.kernels.linear import (
+    KernelLinear,
+    gated_linear,
+    keep_packed,
+    linear,
+    linear_suits,
+    packed,
+)
+
+pytestmark = pytest.mark.skipif(isa() is not Isa.AMX, reason="this processor has no matrix tiles")
+SHAPES = [(32, 32), (96, 160), (512, 1408), (1408, 512)]
+
+
+def factors(rows: int, inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, w, b = (
+        torch.randn(s, generator=generator) for s in ((rows, inner), (outer, inner), (outer,))
+    )
+    return x.bfloat16(), (w / inner**0.5).bfloat16(), b.bfloat16()
+
+
+@pytest.mark.parametrize(("inner", "outer"), SHAPES)
+@pytest.mark.parametrize("rows", [32, 64, 77, 500])
+@torch.no_grad()
+def test_it_is_the_product_rounded_once(rows: int, inner: int, outer: int) -> None:
+    x, w, b = factors(rows, inner, outer)
+    exact = F.linear(x.double(), w.double(), b.double())
+    for bias, wanted in ((b, exact), (None, exact - b.double())):
+        error = (linear(x, w, bias).double() - wanted).abs()
+        # Half a unit in the last of bfloat16's 8 bits, and what float32 rounds on the way.
+        assert bool((error <= wanted.abs() * 2**-8 + 1e-5).all())
+
+
+@pytest.mark.parametrize(("inner", "outer"), SHAPES)
+@torch.no_grad()
+def test_gated(inner: int, outer: int) -> None:
+    x, gate, _ = factors(100, inner, outer)
+    up = gate.roll(1, 0)
+    wanted = F.silu(F.linear(x.double(), gate.double())) * F.linear(x.double(), up.double())
+    torch.testing.assert_close(gated_linear(x, gate, up).double(), wanted, atol=1e-4, rtol=2**-8)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@torch.no_grad()
+def test_a_row_depends_on_nothing_else(threads: int) -> None:
+    x, w, b = factors(2048, 1408, 512)
+    whole, gated = linear(x, w, b), gated_linear(x, w, w)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for start, rows in ((0, 32), (5, 33), (700, 192), (1000, 1048)):
+            some = slice(start, start + rows)
+            assert torch.equal(linear(x[some], w, b), whole[some])
+            assert torch.equal(gated_linear(x[some], w, w), gated[some])
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def test_strided_rows() -> None:
+    x, w, _ = factors(64, 192, 96)
+    wide = torch.cat([x, x], dim=1)
+    assert torch.equal(linear(wide[:, :192], w), linear(x, w))
+    assert torch.equal(linear(x.t().contiguous().t(), w), linear(x, w))
+    assert torch.equal(linear(x, w.t().contiguous().t()), linear(x, w))
+
+
+@torch.no_grad()
+def test_what_stays_with_pytorch() -> None:
+    x, w, _ = factors(64, 96, 160)
+    assert linear_suits(x, w)
+    assert not linear_suits(x[:31], w), "fewer rows than a block has"
+    assert not linear_suits(x[:, :80], w[:, :80])
+    assert not linear_suits(x, w[:150])
+    assert not linear_suits(x.float(), w.float())
+
+
+@torch.no_grad()
+def test_a_kept_weight_follows_its_changes() -> None:
+    layer = KernelLinear(64, 64, bias=False).bfloat16()
+    x = torch.randn(64, 64).bfloat16()
+    keep_packed(nn.Sequential(layer))
+    first = layer(x)
+    assert packed(layer.weight) is packed(layer.weight)
+    layer.weight.mul_(2)
+    assert torch.equal(layer(x), 2 * first)
+    layer.weight.data = -layer.weight.data
+    assert torch.equal(layer(x), -2 * first)
+
+
+@torch.no_grad()
+def test_large_weights_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_model.kernels.linear.KEPT_BYTES", 64 * 64)
+    layer = KernelLinear(64, 64).bfloat16()
+    keep_packed(nn.Sequential(layer))
+    assert packed(layer.weight) is not packed(layer.weight)

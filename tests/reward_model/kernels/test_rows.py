@@ -1,0 +1,65 @@
+"""What a decoder does row by row, against transformers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, apply_rotary_pos_emb
+
+from reward_model.kernels import rows
+from reward_model.kernels.library import Isa, isa
+
+DTYPES = [torch.float32, torch.bfloat16][: int(isa())]
+pytestmark = [
+    pytest.mark.skipif(isa() is Isa.NONE, reason="no kernels on this machine"),
+    pytest.mark.parametrize("dtype", DTYPES),
+]
+
+
+def random(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
+
+
+def close(found: Tensor, wanted: Tensor, units: int = 1) -> None:
+    """Within so many units in the last place."""
+    bits = 2.0**-7 if found.dtype is torch.bfloat16 else 2.0**-21
+    torch.testing.assert_close(found, wanted, atol=units * bits, rtol=units * bits)
+
+
+@pytest.mark.parametrize("dim", [16, 64, 512, 1040])
+@torch.no_grad()
+def test_rms_norm(dim: int, dtype: torch.dtype) -> None:
+    norm = Qwen2RMSNorm(dim, eps=1e-6)
+    norm.weight.copy_(random(dim, dtype=dtype))
+    norm.to(dtype)
+    x = 3 * random(2, 33, dim, dtype=dtype)
+    close(rows.rms_norm(x, norm.weight, 1e-6), norm(x))
+    zeros = torch.zeros(1, dim, dtype=dtype)
+    assert torch.equal(rows.rms_norm(zeros, norm.weight, 1e-6), zeros)
+
+
+@pytest.mark.parametrize("dim", [32, 64, 96])
+@torch.no_grad()
+def test_rotation(dim: int, dtype: torch.dtype) -> None:
+    x = random(1, 70, 3, dim, dtype=dtype)
+    angles = torch.arange(70)[:, None] / 100 ** torch.linspace(0, 1, dim // 2)
+    angles = torch.cat([angles, angles], dim=-1)[None]
+    cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+    wanted, _ = apply_rotary_pos_emb(x.double(), x.double(), cosine.double(), sine.double(), 2)
+    close(rows.rotate(x.clone(), cosine, sine), wanted.to(dtype))
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 1000])
+@torch.no_grad()
+def test_gate(count: int, dtype: torch.dtype) -> None:
+    gate, up = 10 * random(count, dtype=dtype), random(count, 1, dtype=dtype)[:, 0]
+    wanted = F.silu(gate) * up
+    close(rows.gate(gate.clone(), up), wanted)
+
+
+@torch.no_grad()
+def test_gate_of_what_is_far_away(dtype: torch.dtype) -> None:
+    gate = torch.tensor([-torch.inf, -1e4, -90.0, 90.0, 1e4, torch.nan] * 3, dtype=dtype)
+    found = rows.gate(gate.clone(), torch.ones_like(gate))
+    assert found[1:5].tolist() == [0.0, 0.0, 90.0, gate[4].item()]
+    assert bool(found[5::6].isnan().all())
