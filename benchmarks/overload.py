@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-
+from benchmarks.connection import Connection
 from benchmarks.scoring import checkpoint, texts
 from benchmarks.servers import CLIENTS, Load, our_body, our_server
 
@@ -31,36 +31,31 @@ def overload(dtype: str, seconds: float) -> dict[str, object]:
 
 
 async def _flood(url: str, rate: float, seconds: float) -> dict[str, object]:
-    """``rate`` requests a second, each on whatever connection is free."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=CLIENTS)
-    async with httpx.AsyncClient(limits=limits, timeout=600) as http:
-        return await _flood_with(http, url, rate, seconds)
-
-
-async def _flood_with(
-    http: httpx.AsyncClient, url: str, rate: float, seconds: float
-) -> dict[str, object]:
+    """``rate`` requests a second, each on whatever connection is free, or a new one."""
     statuses: dict[str, int] = {}
     accepted: list[float] = []
     in_service: list[float] = []
     tokens = 0
     memory: list[float] = []
+    free: list[Connection] = []
 
     async def ask(ids: Sequence[int]) -> None:
         nonlocal tokens
         asked = time.perf_counter()
         try:
-            path, content = our_body([ids])
-            response = await http.post(url + path, json=content)
-            status = str(response.status_code)
-        except httpx.TransportError as error:
+            connection = free.pop() if free else await Connection.open(url)
+            code, content = await connection.post(*our_body([ids]))
+            free.append(connection)
+            status = str(code)
+        except (OSError, asyncio.IncompleteReadError) as error:
             status = type(error).__name__
         statuses[status] = statuses.get(status, 0) + 1
         if status == "200":
             accepted.append(time.perf_counter() - asked)
-            in_service.append(sum(response.json()["timing_ms"].values()) / 1000)
+            in_service.append(sum(json.loads(content)["timing_ms"].values()) / 1000)
             tokens += len(ids)
 
+    status_of_server = _status_of_server(url)
     pool = texts(5, 4096, 8192, 1024)
     tasks: list[asyncio.Task[None]] = []
     started = time.perf_counter()
@@ -70,9 +65,11 @@ async def _flood_with(
             # Fresh: the same lengths again, with another first token.
             ids = [1 + number % 8000, *pool[number % len(pool)][1:]]
             tasks.append(asyncio.create_task(ask(ids)))
-        memory.append(_resident_mib(url))
+        memory.append(_resident_mib(status_of_server))
         await asyncio.sleep(0.05)
     await asyncio.gather(*tasks)
+    for connection in free:
+        connection.close()
     took = time.perf_counter() - started
     throughput = tokens / took
     settled = len(memory) // 3
@@ -98,13 +95,17 @@ def _p99(seconds: list[float]) -> float:
     return round(sorted(seconds)[int(0.99 * (len(seconds) - 1))], 3)
 
 
-def _resident_mib(url: str) -> float:
-    """Resident memory of the process that listens on the URL's port; a child of ours."""
-    port = url.rpartition(":")[2]
+def _status_of_server(url: str) -> Path:
+    """``/proc/PID/status`` of the process that listens on the URL's port; a child of ours."""
+    port = url.rpartition(":")[2].encode()
     for status in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):
             words = (status.parent / "cmdline").read_bytes().split(b"\0")
-            if b"service" in words and port.encode() in words:
-                line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
-                return int(line.split()[1]) / 1024
-    return float("nan")
+            if b"service" in words and port in words:
+                return status
+    raise RuntimeError(f"no process listens on {url}")
+
+
+def _resident_mib(status: Path) -> float:
+    line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024

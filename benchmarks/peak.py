@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from transformers import AttentionInterface
 
 from benchmarks.interleaved import Arm
 from reward_model.attention import IMPLEMENTATION
+from reward_model.kernels import modules
 from reward_model.model import RewardModel
 from reward_model.scoring import score_token_ids
 from reward_model.tiles import TILE
@@ -91,7 +93,7 @@ def where_time_goes(model: RewardModel, sequences: Sequence[Sequence[int]]) -> d
     """Share of packed scoring's wall time in each kind of layer.
 
     ``attention`` stands between linear layers and comes after the rotation; ``other`` is rotation,
-    residuals, gating, embeddings and packing. Timed from outside: PyTorch's profiler, which
+    residuals, gating where it is not part of the products, embeddings and packing. Timed from outside: PyTorch's profiler, which
     remembers every operation, made some of them many times slower.
     """
     spent: dict[str, float] = defaultdict(float)
@@ -103,6 +105,8 @@ def where_time_goes(model: RewardModel, sequences: Sequence[Sequence[int]]) -> d
         attention = interface[IMPLEMENTATION]
         AttentionInterface.register(IMPLEMENTATION, _timed_call(attention, spent, "attention"))
         stack.callback(AttentionInterface.register, IMPLEMENTATION, attention)
+        gated = _timed_call(modules.gated_linear, spent, "linear")  # two layers in one
+        stack.enter_context(mock.patch.object(modules, "gated_linear", gated))
         start = time.perf_counter()
         score_token_ids(model, sequences)
         total = time.perf_counter() - start

@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from benchmarks.connection import Connection
 
 CLIENTS = 64
 VLLM_PYTHON = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
@@ -96,23 +98,26 @@ class Load:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        # One for each: httpx looks through all connections of a client at every request.
-        self.clients = [httpx.AsyncClient(timeout=600) for _ in range(CLIENTS)]
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run_until_complete(work)
 
     def send(self, url: str, body: Body, requests: Sequence[Sequences]) -> None:
-        """All ``requests``, from 64 clients of which each has one in flight."""
-        self.run(self._send(url, body, requests))
+        """All ``requests``, from 64 clients of which each has one in flight.
+
+        Raises:
+            RuntimeError: an answer is not 200.
+        """
+        self.loop.run_until_complete(self._send(url, body, requests))
 
     async def _send(self, url: str, body: Body, requests: Sequence[Sequences]) -> None:
         waiting = iter(requests)
 
-        async def keep_asking(client: httpx.AsyncClient) -> None:
-            for sequences in waiting:
-                path, content = body(sequences)
-                response = await client.post(url + path, json=content)
-                response.raise_for_status()
+        async def keep_asking() -> None:
+            connection = await Connection.open(url)
+            try:
+                for sequences in waiting:
+                    status, content = await connection.post(*body(sequences))
+                    if status != 200:
+                        raise RuntimeError(f"{url} answered {status}: {content[:200]!r}")
+            finally:
+                connection.close()
 
-        await asyncio.gather(*map(keep_asking, self.clients[: len(requests)]))
+        await asyncio.gather(*(keep_asking() for _ in requests[:CLIENTS]))

@@ -58,14 +58,19 @@ def _found() -> Isa:
     return Isa.AMX if amx else Isa.AVX512_BF16
 
 
+def level(dtype: torch.dtype, device: torch.device) -> Isa:
+    """What kernels multiply tensors of ``dtype`` on ``device`` with."""
+    known = device.type == "cpu" and dtype in _LEAST and isa() >= _LEAST[dtype]
+    return isa() if known else Isa.NONE
+
+
 def suits(*tensors: Tensor) -> bool:
     """Whether kernels can take these: one dtype that they know, no gradient, a CPU that has it."""
-    dtype = tensors[0].dtype
+    first = tensors[0]
     return (
-        all(x.dtype is dtype and x.device.type == "cpu" for x in tensors)
+        all(x.dtype is first.dtype and x.device == first.device for x in tensors)
         and not torch.is_grad_enabled()
-        and dtype in _LEAST
-        and isa() >= _LEAST[dtype]
+        and level(first.dtype, first.device) is not Isa.NONE
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )

@@ -3,6 +3,7 @@
 #include "vector.h"
 
 #define ROWS 32
+#define ROWS_AT_ONCE 128
 #define GROUP_BYTES (1 << 20) /* of a packed weight that stay in a core's cache at once */
 
 /* w [outer, inner] as columns of 16, each [inner / 32] tiles. */
@@ -63,17 +64,19 @@ static void part(const Product *p, long from, long to, long first, long last)
     }
 }
 
-/* The output in about as many rectangles as there are threads. */
+/* The output in rectangles, which threads take one after another: one that has to wait for its core
+   (a server has other work, too) holds up no other. */
 static void run(const Product *p, long threads)
 {
     long blocks = (p->rows + ROWS - 1) / ROWS, width = p->gated ? 16 : 32;
     long columns = p->outer / width;
-    long down = threads < blocks ? threads : blocks;
-    long across = threads / down < columns ? threads / down : columns;
+    long down = (blocks + ROWS_AT_ONCE / ROWS - 1) / (ROWS_AT_ONCE / ROWS);
+    long across = down < threads ? (threads + down - 1) / down : 1;
+    across = across < columns ? across : columns;
 #pragma omp parallel num_threads(threads)
     {
         take_tiles(p->isa);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (long i = 0; i < down * across; i++) {
             long y = i % down, x = i / down;
             long from = blocks * y / down * ROWS, to = blocks * (y + 1) / down * ROWS;

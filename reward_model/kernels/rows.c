@@ -5,6 +5,8 @@
 
 #include "vector.h"
 
+#define ROWS_AT_ONCE 64 /* taken by a thread that has nothing to do */
+
 #define ELEMENT bf16
 #define OF(name) name##_bf16
 #include "rows.h"

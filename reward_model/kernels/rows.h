@@ -4,7 +4,7 @@
 EXPORT void OF(rms_norm)(const ELEMENT *x, const ELEMENT *weight, ELEMENT *out, long rows, long dim,
                          float epsilon, long threads)
 {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, ROWS_AT_ONCE)
     for (long r = 0; r < rows; r++) {
         const ELEMENT *from = x + r * dim;
         ELEMENT *to = out + r * dim;
@@ -28,7 +28,7 @@ EXPORT void OF(rotate)(ELEMENT *x, const ELEMENT *cosine, const ELEMENT *sine, l
                        long heads, long dim, long threads)
 {
     long half = dim / 2;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, ROWS_AT_ONCE)
     for (long r = 0; r < rows; r++)
         for (long d = 0; d < half; d += 16) {
             const ELEMENT *c = cosine + r * dim + d, *s = sine + r * dim + d;
@@ -46,7 +46,7 @@ EXPORT void OF(rotate)(ELEMENT *x, const ELEMENT *cosine, const ELEMENT *sine, l
 /* gate = silu(gate) * up, in place. */
 EXPORT void OF(gate)(ELEMENT *gate, const ELEMENT *up, long count, long threads)
 {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1024)
     for (long i = 0; i < count; i += 16) {
         __mmask16 some = first(count - i);
         __m512 x = OF(load_some)(gate + i, some);
