@@ -53,6 +53,8 @@ def _once_a_sequence(model: RewardModel) -> set[nn.Linear]:
     tokens = 4 * TILE
     seen: dict[nn.Linear, int] = defaultdict(int)
     with ExitStack() as stack:
+        # Every layer called by itself, so that it is seen.
+        stack.enter_context(mock.patch.object(modules, "linear_suits", return_value=False))
         for layer in linears(model):
             stack.enter_context(
                 layer.register_forward_pre_hook(
@@ -92,9 +94,10 @@ def matrix_products(model: RewardModel, rows: Sequence[int]) -> Arm:
 def where_time_goes(model: RewardModel, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
     """Share of packed scoring's wall time in each kind of layer.
 
-    ``attention`` stands between linear layers and comes after the rotation; ``other`` is rotation,
-    residuals, gating where it is not part of the products, embeddings and packing. Timed from outside: PyTorch's profiler, which
-    remembers every operation, made some of them many times slower.
+    ``attention`` stands between linear layers and comes after the rotation; gating by a kernel is
+    part of ``linear``; ``other`` is rotation, embeddings, packing and, without kernels, residuals.
+    Timed from outside: PyTorch's profiler, which remembers every operation, made some of them many
+    times slower.
     """
     spent: dict[str, float] = defaultdict(float)
     with ExitStack() as stack:
@@ -105,8 +108,9 @@ def where_time_goes(model: RewardModel, sequences: Sequence[Sequence[int]]) -> d
         attention = interface[IMPLEMENTATION]
         AttentionInterface.register(IMPLEMENTATION, _timed_call(attention, spent, "attention"))
         stack.callback(AttentionInterface.register, IMPLEMENTATION, attention)
-        gated = _timed_call(modules.gated_linear, spent, "linear")  # two layers in one
-        stack.enter_context(mock.patch.object(modules, "gated_linear", gated))
+        for name in ("gated_linear", "project"):  # instead of linear layers
+            timed = _timed_call(getattr(modules, name), spent, "linear")
+            stack.enter_context(mock.patch.object(modules, name, timed))
         start = time.perf_counter()
         score_token_ids(model, sequences)
         total = time.perf_counter() - start

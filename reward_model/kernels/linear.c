@@ -18,7 +18,7 @@ typedef struct {
     const bf16 *x;
     long x_row;
     const bf16 *first, *second; /* packed: the two halves of a block's columns */
-    const bf16 *bias;
+    const bf16 *bias, *residual;
     bf16 *out;
     long out_row, rows, outer, inner;
     int gated, isa;
@@ -37,6 +37,11 @@ static void finish(const Product *p, const float *c, long row, long skip, long c
         if (p->bias) {
             left = _mm512_add_ps(left, load_bf16(p->bias + column));
             right = _mm512_add_ps(right, load_bf16(p->bias + column + 16));
+        }
+        if (p->residual) {
+            const bf16 *more = p->residual + (row + r) * p->out_row + column;
+            left = _mm512_add_ps(left, load_bf16(more));
+            right = _mm512_add_ps(right, load_bf16(more + 16));
         }
         store_bf16(to, left);
         store_bf16(to + 16, right);
@@ -87,20 +92,20 @@ static void run(const Product *p, long threads)
     }
 }
 
-/* out [rows, outer] = x [rows, inner] . w^T + bias; outer and inner multiples of 32, at least 32
-   rows. */
-EXPORT void linear_bf16(const bf16 *x, long x_row, const bf16 *packed, const bf16 *bias, bf16 *out,
-                        long out_row, long rows, long outer, long inner, long threads, long isa)
+/* out [rows, outer] = x [rows, inner] . w^T + bias + residual; outer and inner multiples of 32, at
+   least 32 rows. out and residual are dense. */
+EXPORT void linear_bf16(const bf16 *x, long x_row, const bf16 *packed, const bf16 *bias,
+                        const bf16 *residual, bf16 *out, long rows, long outer, long inner,
+                        long threads, long isa)
 {
-    Product p = {x, x_row, packed, NULL, bias, out, out_row, rows, outer, inner, 0, isa};
+    Product p = {x, x_row, packed, NULL, bias, residual, out, outer, rows, outer, inner, 0, isa};
     run(&p, threads);
 }
 
 /* out [rows, outer] = silu(x . g^T) * (x . u^T). */
 EXPORT void gated_linear_bf16(const bf16 *x, long x_row, const bf16 *packed_g, const bf16 *packed_u,
-                              bf16 *out, long out_row, long rows, long outer, long inner,
-                              long threads, long isa)
+                              bf16 *out, long rows, long outer, long inner, long threads, long isa)
 {
-    Product p = {x, x_row, packed_g, packed_u, NULL, out, out_row, rows, outer, inner, 1, isa};
+    Product p = {x, x_row, packed_g, packed_u, NULL, NULL, out, outer, rows, outer, inner, 1, isa};
     run(&p, threads);
 }

@@ -35,13 +35,18 @@ def linear_suits(input: Tensor, weight: Tensor) -> bool:
     )
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """input · weightᵀ + bias, [..., K] × [N, K] → [..., N], summed in float32, rounded once."""
+def linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """input · weightᵀ + bias + residual, [..., K] × [N, K] → [..., N].
+
+    Summed in float32 and rounded once. ``residual`` has the output's shape.
+    """
     outer, inner = weight.shape
-    input_RK = _rows(input)
+    input_RK, more = _rows(input), None if residual is None else residual.contiguous()
     output = input.new_empty(*input.shape[:-1], outer)
     call(
-        "linear", input_RK, input_RK.stride(0), packed(weight), bias, output, outer,
+        "linear", input_RK, input_RK.stride(0), packed(weight), bias, more, output,
         len(input_RK), outer, inner, torch.get_num_threads(), isa(),
     )  # fmt: skip
     return output
@@ -53,7 +58,7 @@ def gated_linear(input: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     input_RK = _rows(input)
     output = input.new_empty(*input.shape[:-1], outer)
     call(
-        "gated_linear", input_RK, input_RK.stride(0), packed(gate), packed(up), output, outer,
+        "gated_linear", input_RK, input_RK.stride(0), packed(gate), packed(up), output,
         len(input_RK), outer, inner, torch.get_num_threads(), isa(),
     )  # fmt: skip
     return output

@@ -14,7 +14,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from reward_model.attention import IMPLEMENTATION
 from reward_model.kernels import rows
 from reward_model.kernels.library import Isa, isa, suits
-from reward_model.kernels.linear import KernelLinear, gated_linear, keep_packed, linear_suits
+from reward_model.kernels.linear import (
+    KernelLinear,
+    gated_linear,
+    keep_packed,
+    linear,
+    linear_suits,
+)
 from reward_model.reading import Keys, KeysTaken, Reading
 from reward_model.row_cuts import CutLinear
 
@@ -40,7 +46,7 @@ def _with_kernels(own: type) -> type:
     if own in (nn.Linear, CutLinear):
         return KernelLinear
     if own.__module__.startswith("transformers.models."):
-        for layer in (KernelNorm, KernelMLP, KernelAttention):
+        for layer in (KernelNorm, KernelMLP, KernelAttention, KernelLayer):
             if own.__name__ in (name + layer.NAME for name in _ALIKE):
                 return type(own.__name__, (layer, own), {"__module__": own.__module__})
     return own
@@ -60,8 +66,28 @@ class KernelNorm(nn.Module):
         return own
 
 
+class KernelLayer(nn.Module):
+    """A decoder layer, whose last projections add what they are added to."""
+
+    NAME = "DecoderLayer"
+    input_layernorm: nn.Module
+    self_attn: "KernelAttention"
+    post_attention_layernorm: nn.Module
+    mlp: "KernelMLP"
+
+    def forward(self, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        if arguments or not suits(hidden_states):
+            own: Tensor = super().forward(hidden_states, *arguments, **options)
+            return own
+        x = self.input_layernorm(hidden_states)
+        hidden_states, _ = self.self_attn(hidden_states=x, residual=hidden_states, **options)
+        x = self.post_attention_layernorm(hidden_states)
+        output: Tensor = self.mlp(x, residual=hidden_states)
+        return output
+
+
 class KernelMLP(nn.Module):
-    """down(silu(gate(x)) · up(x))."""
+    """down(silu(gate(x)) · up(x)) + residual."""
 
     NAME = "MLP"
     gate_proj: nn.Linear
@@ -69,17 +95,16 @@ class KernelMLP(nn.Module):
     down_proj: nn.Linear
     act_fn: nn.Module
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not suits(x) or not isinstance(self.act_fn, nn.SiLU | SiLUActivation):
             own: Tensor = super().forward(x)
-            return own
+            return own if residual is None else residual + own
         gate, up = self.gate_proj, self.up_proj
-        if all(_is_plain(layer) and linear_suits(x, layer.weight) for layer in (gate, up)):
+        if all(_is_plain(layer, x) and layer.bias is None for layer in (gate, up)):
             inner = gated_linear(x, gate.weight, up.weight)
         else:
             inner = rows.gate(gate(x), up(x))
-        output: Tensor = self.down_proj(inner)
-        return output
+        return project(self.down_proj, inner, residual)
 
 
 class KernelAttention(nn.Module):
@@ -100,13 +125,14 @@ class KernelAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
+        residual: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if past_key_values is not None or not self._suits(hidden_states, position_embeddings[0]):
             own: tuple[Tensor, Tensor | None] = super().forward(
                 hidden_states, position_embeddings, attention_mask, past_key_values, **options
             )
-            return own
+            return own if residual is None else (residual + own[0], own[1])
         reading: Reading | None = options.get("reading")
         if reading is not None and reading.keys is not None:
             keys = reading.keys
@@ -123,7 +149,7 @@ class KernelAttention(nn.Module):
             self, query.transpose(1, 2), keys.key, keys.value, None,
             scaling=self.scaling, sliding_window=self._window(), **options,
         )  # fmt: skip
-        return self.o_proj(output.flatten(2)), None
+        return project(self.o_proj, output.flatten(2), residual), None
 
     def _suits(self, hidden_states: Tensor, cosine: Tensor) -> bool:
         whole = cosine.shape[-1] == self.head_dim and self.head_dim % (2 * rows.MULTIPLE) == 0
@@ -145,5 +171,14 @@ class KernelAttention(nn.Module):
         return heads if norm is None else norm(heads)
 
 
-def _is_plain(layer: nn.Linear) -> bool:
-    return type(layer) is KernelLinear and layer.bias is None
+def project(layer: nn.Linear, x: Tensor, residual: Tensor | None) -> Tensor:
+    """layer(x) + residual."""
+    if _is_plain(layer, x):
+        return linear(x, layer.weight, layer.bias, residual)
+    output: Tensor = layer(x)
+    return output if residual is None else residual + output
+
+
+def _is_plain(layer: nn.Linear, x: Tensor) -> bool:
+    """Whether a layer is nothing but a product that the kernels compute."""
+    return type(layer) is KernelLinear and linear_suits(x, layer.weight)

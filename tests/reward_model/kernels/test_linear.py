@@ -33,8 +33,13 @@ def factors(rows: int, inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_it_is_the_product_rounded_once(rows: int, inner: int, outer: int) -> None:
     x, w, b = factors(rows, inner, outer)
     exact = F.linear(x.double(), w.double(), b.double())
-    for bias, wanted in ((b, exact), (None, exact - b.double())):
-        error = (linear(x, w, bias).double() - wanted).abs()
+    more = factors(rows, inner, outer)[0][:, :1].expand(rows, outer)
+    for bias, residual, wanted in (
+        (b, None, exact),
+        (None, None, exact - b.double()),
+        (b, more, exact + more.double()),
+    ):
+        error = (linear(x, w, bias, residual).double() - wanted).abs()
         # Half a unit in the last of bfloat16's 8 bits, and what float32 rounds on the way.
         assert bool((error <= wanted.abs() * 2**-8 + 1e-5).all())
 

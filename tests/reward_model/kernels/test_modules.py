@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from reward_model.kernels.library import Isa
 from reward_model.kernels.linear import KernelLinear
-from reward_model.kernels.modules import KernelAttention, KernelMLP, KernelNorm
+from reward_model.kernels.modules import KernelAttention, KernelLayer, KernelMLP, KernelNorm
 from reward_model.lora import LoraLinear
 from reward_model.model import RewardModel
 from reward_model.scoring import score_token_ids
@@ -24,7 +24,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}
 
 def kinds(model: nn.Module) -> set[type]:
     """Which of our layers a model has."""
-    ours = (KernelNorm, KernelMLP, KernelAttention, KernelLinear)
+    ours = (KernelNorm, KernelMLP, KernelAttention, KernelLayer, KernelLinear)
     return {kind for kind in ours for module in model.modules() if isinstance(module, kind)}
 
 
@@ -40,7 +40,7 @@ def test_scores_are_exact_and_those_of_transformers(
     model = RewardModel.load(path, dtype=dtype)
     assert self_test(model).passed
     expected = {KernelLinear} | (
-        {KernelNorm, KernelMLP, KernelAttention} if architecture in ALIKE else set()
+        {KernelNorm, KernelMLP, KernelAttention, KernelLayer} if architecture in ALIKE else set()
     )
     assert kinds(model) == (set() if kernels is Isa.NONE else expected)
     # In half precision too the reference is computed in float32, from the weights as rounded.
