@@ -3,10 +3,18 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from reward_model.kernels.library import Isa, isa
 
 LEVELS = [level for level in Isa if level <= isa()]
+LEVELS_AND_DTYPES = [
+    (level, dtype)
+    for dtype, least in ((torch.float32, Isa.AVX512), (torch.bfloat16, Isa.AVX512_BF16))
+    for level in LEVELS
+    if level >= least
+]
+"""Every level of kernels with every dtype that it has."""
 
 
 @pytest.fixture(params=LEVELS, ids=lambda level: level.name.lower())

@@ -9,9 +9,12 @@ from torch import Tensor
 from reward_model.kernels.attention import attention, attention_suits
 from reward_model.kernels.library import Isa, isa
 from reward_model.packing import PackedBatch, pack
+from tests.reward_model.conftest import LEVELS_AND_DTYPES
 
-DTYPES = [torch.float32, torch.bfloat16][: int(isa())]
 pytestmark = pytest.mark.skipif(isa() is Isa.NONE, reason="no kernels on this machine")
+everywhere = pytest.mark.parametrize(
+    ("kernels", "dtype"), LEVELS_AND_DTYPES, indirect=["kernels"], ids=str
+)
 LENGTHS = (1, 7, 63, 64, 65, 145, 300, 520, 1100)
 
 
@@ -58,7 +61,7 @@ def by_definition(
     return output.transpose(1, 2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@everywhere
 @pytest.mark.parametrize(
     ("causal", "heads", "key_heads", "dim", "window", "softcap"),
     [
@@ -79,8 +82,7 @@ def test_it_is_attention(
     packed = pack(sequences(), causal=causal)
     rows = len(packed.token_ids_T)
     query, key, value = inputs(rows, heads, key_heads, dim, dtype)
-    if not attention_suits(query, key, value):
-        pytest.skip(f"{kernels.name} has no {dtype}")
+    assert attention_suits(query, key, value)
     options = {"scale": dim**-0.5, "window": window, "softcap": softcap}
     wanted = by_definition(query, key, value, packed, **options)
     tolerance = 0.02 if dtype is torch.bfloat16 else 2e-6
@@ -96,7 +98,7 @@ def test_it_is_attention(
     assert not few[:, count:].any()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@everywhere
 @pytest.mark.parametrize("causal", [True, False])
 @torch.no_grad()
 def test_a_sequence_depends_on_nothing_else(kernels: Isa, causal: bool, dtype: torch.dtype) -> None:
@@ -114,8 +116,7 @@ def test_a_sequence_depends_on_nothing_else(kernels: Isa, causal: bool, dtype: t
             torch.cat([output[0, packed.rows(n)], last[0, n : n + 1]]) for n in range(len(batch))
         ]
 
-    if not attention_suits(*table):
-        pytest.skip(f"{kernels.name} has no {dtype}")
+    assert attention_suits(*table)
     everything = sequences(1)
     alone = [run([one], False)[0] for one in everything]
     for seed in range(3):
