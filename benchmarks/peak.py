@@ -108,7 +108,7 @@ def where_time_goes(model: RewardModel, sequences: Sequence[Sequence[int]]) -> d
         attention = interface[IMPLEMENTATION]
         AttentionInterface.register(IMPLEMENTATION, _timed_call(attention, spent, "attention"))
         stack.callback(AttentionInterface.register, IMPLEMENTATION, attention)
-        for name in ("gated_linear", "project"):  # instead of linear layers
+        for name in ("gated_linear", "linear"):  # instead of linear layers
             timed = _timed_call(getattr(modules, name), spent, "linear")
             stack.enter_context(mock.patch.object(modules, name, timed))
         start = time.perf_counter()

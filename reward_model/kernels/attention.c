@@ -58,6 +58,15 @@ static void scale_row(float *row, long width, float by)
         _mm512_store_ps(row + d, _mm512_mul_ps(_mm512_load_ps(row + d), _mm512_set1_ps(by)));
 }
 
+/* tanh(x by) */
+static void cap_row(float *row, long width, float by)
+{
+    for (long n = 0; n < width; n += 16) {
+        __m512 x = _mm512_mul_ps(_mm512_load_ps(row + n), _mm512_set1_ps(by));
+        _mm512_store_ps(row + n, hyperbolic_tangent(x));
+    }
+}
+
 #define ELEMENT bf16
 #define OF(name) name##_bf16
 #include "attention.h"

@@ -33,37 +33,36 @@ static void OF(pack_tile)(const Attention *a, long head, long tile)
 }
 
 /* Logits of one row in a block of keys to weights, [start, stop) of which are seen; returns what
-   earlier sums are to be multiplied with. */
-static float OF(weigh)(const Attention *a, const float *logits, ELEMENT *weights, long start,
-                       long stop, long width, float *highest, float *total)
+   earlier sums are to be multiplied with. ``highest`` is kept in units of log2, before a weight is
+   2^(logit scale log2 e - highest). */
+static float OF(weigh)(const Attention *a, float *logits, ELEMENT *weights, long start, long stop,
+                       long width, float *highest, float *total)
 {
-    __m512 scale = _mm512_set1_ps(a->scale), cap = _mm512_set1_ps(a->softcap);
-    __m512 inverse = _mm512_set1_ps(a->softcap ? a->scale / a->softcap : 0);
     __m512 low = _mm512_set1_ps(MINUS_INFINITY), most = low;
-    float scaled[BLOCK] __attribute__((aligned(64)));
-    for (long n = 0; n < width; n += 16) {
-        __m512 x = _mm512_load_ps(logits + n);
-        x = a->softcap ? _mm512_mul_ps(cap, hyperbolic_tangent(_mm512_mul_ps(x, inverse)))
-                       : _mm512_mul_ps(x, scale);
-        x = _mm512_mask_mov_ps(low, first(stop - n) & ~first(start - n), x);
-        _mm512_store_ps(scaled + n, x);
-        most = _mm512_max_ps(most, x);
+    float unit = (a->softcap ? a->softcap : a->scale) * LOG2_E;
+    if (a->softcap)
+        cap_row(logits, width, a->scale / a->softcap);
+    for (long n = start > 0 ? start / 16 * 16 : 0; n < width && n < stop; n += 16) {
+        __mmask16 some = first(stop - n) & ~first(start - n);
+        most = _mm512_mask_max_ps(most, some, most, _mm512_load_ps(logits + n));
     }
-    float before = *highest, now = _mm512_reduce_max_ps(most);
+    float before = *highest, now = _mm512_reduce_max_ps(most) * unit;
     if (!(now > before))
         now = before;
     if (now == MINUS_INFINITY) { /* nothing seen yet */
         memset(weights, 0, sizeof(ELEMENT) * width);
         return 0;
     }
-    __m512 shift = _mm512_set1_ps(now), sum = _mm512_setzero_ps();
+    __m512 by = _mm512_set1_ps(unit), shift = _mm512_set1_ps(now), sum = _mm512_setzero_ps();
     for (long n = 0; n < width; n += 16) {
-        __m512 weight = exponential(_mm512_sub_ps(_mm512_load_ps(scaled + n), shift));
+        __mmask16 some = first(stop - n) & ~first(start - n);
+        __m512 x = _mm512_fmsub_ps(_mm512_load_ps(logits + n), by, shift);
+        __m512 weight = _mm512_maskz_mov_ps(some, exponential2(x));
         sum = _mm512_add_ps(sum, OF(store)(weights + n, weight));
     }
     float again = 0;
     if (before != MINUS_INFINITY)
-        again = before == now ? 1 : _mm512_cvtss_f32(exponential(_mm512_set1_ps(before - now)));
+        again = before == now ? 1 : _mm512_cvtss_f32(exponential2(_mm512_set1_ps(before - now)));
     *highest = now;
     *total = *total * again + _mm512_reduce_add_ps(sum);
     return again;

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_INTERFACE = 1
 _MODULE = "reward_model.kernels._library"
 _AVX512 = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "fma3")
 
@@ -30,14 +31,15 @@ _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The shared library beside this file; None where it could not be built."""
+    """The shared library beside this file; None where it could not be built, or not anew."""
     spec = importlib.util.find_spec(_MODULE)
     if spec is None or spec.origin is None:
         return None
     try:
         # torch has loaded its OpenMP by now, so both use the same threads.
-        return ctypes.CDLL(spec.origin, mode=os.RTLD_NOW)
-    except OSError:
+        loaded = ctypes.CDLL(spec.origin, mode=os.RTLD_NOW)
+        return loaded if loaded.interface_version() == _INTERFACE else None
+    except (OSError, AttributeError):
         return None
 
 

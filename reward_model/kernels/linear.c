@@ -21,7 +21,7 @@ typedef struct {
     const bf16 *bias, *residual;
     bf16 *out;
     long out_row, rows, outer, inner;
-    int gated, isa;
+    int gated, curved, isa; /* silu and a product of halves; gelu */
 } Product;
 
 /* Rows [skip, 32) of a block's sums, c, which starts at row and column. */
@@ -37,6 +37,10 @@ static void finish(const Product *p, const float *c, long row, long skip, long c
         if (p->bias) {
             left = _mm512_add_ps(left, load_bf16(p->bias + column));
             right = _mm512_add_ps(right, load_bf16(p->bias + column + 16));
+        }
+        if (p->curved) {
+            left = gelu(left);
+            right = gelu(right);
         }
         if (p->residual) {
             const bf16 *more = p->residual + (row + r) * p->out_row + column;
@@ -92,13 +96,24 @@ static void run(const Product *p, long threads)
     }
 }
 
-/* out [rows, outer] = x [rows, inner] . w^T + bias + residual; outer and inner multiples of 32, at
-   least 32 rows. out and residual are dense. */
+/* out [rows, outer] = f(x [rows, inner] . w^T + bias) + residual, f being gelu or nothing; outer
+   and inner multiples of 32, at least 32 rows. out and residual are dense. */
 EXPORT void linear_bf16(const bf16 *x, long x_row, const bf16 *packed, const bf16 *bias,
-                        const bf16 *residual, bf16 *out, long rows, long outer, long inner,
-                        long threads, long isa)
+                        const bf16 *residual, long curved, bf16 *out, long rows, long outer,
+                        long inner, long threads, long isa)
 {
-    Product p = {x, x_row, packed, NULL, bias, residual, out, outer, rows, outer, inner, 0, isa};
+    Product p = {.x = x,
+                 .x_row = x_row,
+                 .first = packed,
+                 .bias = bias,
+                 .residual = residual,
+                 .out = out,
+                 .out_row = outer,
+                 .rows = rows,
+                 .outer = outer,
+                 .inner = inner,
+                 .curved = curved,
+                 .isa = isa};
     run(&p, threads);
 }
 
@@ -106,6 +121,16 @@ EXPORT void linear_bf16(const bf16 *x, long x_row, const bf16 *packed, const bf1
 EXPORT void gated_linear_bf16(const bf16 *x, long x_row, const bf16 *packed_g, const bf16 *packed_u,
                               bf16 *out, long rows, long outer, long inner, long threads, long isa)
 {
-    Product p = {x, x_row, packed_g, packed_u, NULL, NULL, out, outer, rows, outer, inner, 1, isa};
+    Product p = {.x = x,
+                 .x_row = x_row,
+                 .first = packed_g,
+                 .second = packed_u,
+                 .out = out,
+                 .out_row = outer,
+                 .rows = rows,
+                 .outer = outer,
+                 .inner = inner,
+                 .gated = 1,
+                 .isa = isa};
     run(&p, threads);
 }

@@ -36,9 +36,14 @@ def linear_suits(input: Tensor, weight: Tensor) -> bool:
 
 
 def linear(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    gelu: bool = False,
 ) -> Tensor:
-    """input · weightᵀ + bias + residual, [..., K] × [N, K] → [..., N].
+    """f(input · weightᵀ + bias) + residual, [..., K] × [N, K] → [..., N]; f is GELU or nothing.
 
     Summed in float32 and rounded once. ``residual`` has the output's shape.
     """
@@ -46,7 +51,7 @@ def linear(
     input_RK, more = _rows(input), None if residual is None else residual.contiguous()
     output = input.new_empty(*input.shape[:-1], outer)
     call(
-        "linear", input_RK, input_RK.stride(0), packed(weight), bias, more, output,
+        "linear", input_RK, input_RK.stride(0), packed(weight), bias, more, gelu, output,
         len(input_RK), outer, inner, torch.get_num_threads(), isa(),
     )  # fmt: skip
     return output

@@ -1,6 +1,6 @@
 """Layers of transformers that score with the kernels, in place of their own operations.
 
-A layer keeps its parameters and its class, of which it becomes a subclass; with gradients, in other
+A layer keeps its parameters and its class, a subclass of which it becomes; with gradients, in other
 dtypes and on other machines it computes as before.
 """
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.activations import SiLUActivation
+from transformers.activations import GELUActivation, SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reward_model.attention import IMPLEMENTATION
@@ -24,7 +24,8 @@ from reward_model.kernels.linear import (
 from reward_model.reading import Keys, KeysTaken, Reading
 from reward_model.row_cuts import CutLinear
 
-_ALIKE = ("Llama", "Mistral", "Qwen2", "Qwen3")
+_DECODERS = ("Llama", "Mistral", "Qwen2", "Qwen3")
+_ENCODERS = ("Bert", "Roberta", "XLMRoberta", "Electra")
 """Architectures of transformers whose layers differ in nothing that matters here."""
 
 
@@ -45,9 +46,11 @@ def _with_kernels(own: type) -> type:
     """A subclass of a layer's class, of the same name, or the class itself."""
     if own in (nn.Linear, CutLinear):
         return KernelLinear
+    if own is nn.LayerNorm:
+        return KernelLayerNorm
     if own.__module__.startswith("transformers.models."):
-        for layer in (KernelNorm, KernelMLP, KernelAttention, KernelLayer):
-            if own.__name__ in (name + layer.NAME for name in _ALIKE):
+        for layer, names in _LAYERS.items():
+            if own.__name__ in names:
                 return type(own.__name__, (layer, own), {"__module__": own.__module__})
     return own
 
@@ -55,7 +58,6 @@ def _with_kernels(own: type) -> type:
 class KernelNorm(nn.Module):
     """RMSNorm."""
 
-    NAME = "RMSNorm"
     weight: Tensor
     variance_epsilon: float
 
@@ -66,10 +68,19 @@ class KernelNorm(nn.Module):
         return own
 
 
+class KernelLayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm``, whose parameters it has."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, shape = self.weight, self.normalized_shape
+        if len(shape) == 1 and shape[0] % rows.MULTIPLE == 0 and suits(input, weight):
+            return rows.layer_norm(input, weight, self.bias, self.eps)
+        return super().forward(input)
+
+
 class KernelLayer(nn.Module):
     """A decoder layer, whose last projections add what they are added to."""
 
-    NAME = "DecoderLayer"
     input_layernorm: nn.Module
     self_attn: "KernelAttention"
     post_attention_layernorm: nn.Module
@@ -89,7 +100,6 @@ class KernelLayer(nn.Module):
 class KernelMLP(nn.Module):
     """down(silu(gate(x)) · up(x)) + residual."""
 
-    NAME = "MLP"
     gate_proj: nn.Linear
     up_proj: nn.Linear
     down_proj: nn.Linear
@@ -110,7 +120,6 @@ class KernelMLP(nn.Module):
 class KernelAttention(nn.Module):
     """Projections, rotation and packed attention; in the last layer of what it is read for."""
 
-    NAME = "Attention"
     q_proj: nn.Linear
     k_proj: nn.Linear
     v_proj: nn.Linear
@@ -169,6 +178,45 @@ class KernelAttention(nn.Module):
         """Qwen3 normalises queries and keys, head by head."""
         norm = getattr(self, name, None)
         return heads if norm is None else norm(heads)
+
+
+class KernelIntermediate(nn.Module):
+    """gelu(dense(x)), the first half of an encoder's feed-forward part."""
+
+    dense: nn.Linear
+    intermediate_act_fn: nn.Module
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        layer = self.dense
+        plain = suits(hidden_states) and _is_plain(layer, hidden_states)
+        if plain and isinstance(self.intermediate_act_fn, nn.GELU | GELUActivation):
+            return linear(hidden_states, layer.weight, layer.bias, gelu=True)
+        own: Tensor = super().forward(hidden_states)
+        return own
+
+
+class KernelOutput(nn.Module):
+    """LayerNorm(dense(x) + residual), the end of an encoder's attention and feed-forward parts."""
+
+    dense: nn.Linear
+    LayerNorm: nn.Module
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        if self.training or not suits(hidden_states, input_tensor):
+            own: Tensor = super().forward(hidden_states, input_tensor)
+            return own
+        output: Tensor = self.LayerNorm(project(self.dense, hidden_states, input_tensor))
+        return output
+
+
+_LAYERS: dict[type, tuple[str, ...]] = {
+    KernelNorm: tuple(f"{name}RMSNorm" for name in _DECODERS),
+    KernelMLP: tuple(f"{name}MLP" for name in _DECODERS),
+    KernelAttention: tuple(f"{name}Attention" for name in _DECODERS),
+    KernelLayer: tuple(f"{name}DecoderLayer" for name in _DECODERS),
+    KernelIntermediate: tuple(f"{name}Intermediate" for name in _ENCODERS),
+    KernelOutput: tuple(f"{name}{part}" for name in _ENCODERS for part in ("SelfOutput", "Output")),
+}
 
 
 def project(layer: nn.Linear, x: Tensor, residual: Tensor | None) -> Tensor:

@@ -16,6 +16,9 @@
 #define OF(name) name##_f32
 #include "rows.h"
 
+/* Changes with the arguments of any of these functions. */
+EXPORT int interface_version(void) { return 1; }
+
 /* Whether the kernel lets this process use AMX; Linux wants to be asked. */
 #ifdef __linux__
 #include <sys/syscall.h>

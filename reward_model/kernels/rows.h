@@ -22,6 +22,32 @@ EXPORT void OF(rms_norm)(const ELEMENT *x, const ELEMENT *weight, ELEMENT *out, 
     }
 }
 
+/* out = weight * (x - mean x) / sqrt(variance of x + epsilon) + bias; bias may be NULL. */
+EXPORT void OF(layer_norm)(const ELEMENT *x, const ELEMENT *weight, const ELEMENT *bias,
+                           ELEMENT *out, long rows, long dim, float epsilon, long threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(dynamic, ROWS_AT_ONCE)
+    for (long r = 0; r < rows; r++) {
+        const ELEMENT *from = x + r * dim;
+        ELEMENT *to = out + r * dim;
+        __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+        for (long d = 0; d < dim; d += 16)
+            sum = _mm512_add_ps(sum, OF(load)(from + d));
+        __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)dim);
+        for (long d = 0; d < dim; d += 16) {
+            __m512 y = _mm512_sub_ps(OF(load)(from + d), mean);
+            squares = _mm512_fmadd_ps(y, y, squares);
+        }
+        float variance = _mm512_reduce_add_ps(squares) / (float)dim;
+        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(variance + epsilon));
+        for (long d = 0; d < dim; d += 16) {
+            __m512 y = _mm512_mul_ps(_mm512_sub_ps(OF(load)(from + d), mean), scale);
+            __m512 shift = bias ? OF(load)(bias + d) : _mm512_setzero_ps();
+            OF(store)(to + d, _mm512_fmadd_ps(y, OF(load)(weight + d), shift));
+        }
+    }
+}
+
 /* x cos + rotate_half(x) sin in place, for heads of dim, a multiple of 32; cosine, sine [rows,
  * dim]. */
 EXPORT void OF(rotate)(ELEMENT *x, const ELEMENT *cosine, const ELEMENT *sine, long rows,

@@ -17,6 +17,15 @@ def rms_norm(input: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return output
 
 
+def layer_norm(input: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+    """weight · (input − mean) / √(variance + ε) + bias over the last axis, rounded once."""
+    input_RD = input.reshape(-1, input.shape[-1])
+    output = torch.empty_like(input, memory_format=torch.contiguous_format)
+    threads = torch.get_num_threads()
+    call("layer_norm", input_RD, weight, bias, output, *input_RD.shape, epsilon, threads)
+    return output
+
+
 def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary positions, in place: x cos + rotate_half(x) sin.
 

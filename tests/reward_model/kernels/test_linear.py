@@ -53,6 +53,15 @@ def test_gated(inner: int, outer: int) -> None:
     torch.testing.assert_close(gated_linear(x, gate, up).double(), wanted, atol=1e-4, rtol=2**-8)
 
 
+@torch.no_grad()
+def test_gelu_comes_before_the_residual() -> None:
+    x, w, b = factors(100, 96, 160)
+    x, more = 4 * x, torch.ones(100, 160, dtype=torch.bfloat16)
+    wanted = F.gelu(F.linear(x.double(), w.double(), b.double())) + 1
+    found = linear(x, w, b, more, gelu=True)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=2**-8)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @torch.no_grad()
 def test_a_row_depends_on_nothing_else(threads: int) -> None:

@@ -10,7 +10,15 @@ from transformers import AutoModelForSequenceClassification
 
 from reward_model.kernels.library import Isa
 from reward_model.kernels.linear import KernelLinear
-from reward_model.kernels.modules import KernelAttention, KernelLayer, KernelMLP, KernelNorm
+from reward_model.kernels.modules import (
+    KernelAttention,
+    KernelIntermediate,
+    KernelLayer,
+    KernelLayerNorm,
+    KernelMLP,
+    KernelNorm,
+    KernelOutput,
+)
 from reward_model.lora import LoraLinear
 from reward_model.model import RewardModel
 from reward_model.scoring import score_token_ids
@@ -19,16 +27,18 @@ from tests.checkpoints import tiny_checkpoint
 from tests.reward_model.test_architectures import sequences
 
 ALIKE = ["llama", "mistral", "qwen2", "qwen3"]
+OF_DECODERS = {KernelNorm, KernelMLP, KernelAttention, KernelLayer}
+OF_ENCODERS = {KernelIntermediate, KernelOutput, KernelLayerNorm}
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}
 
 
 def kinds(model: nn.Module) -> set[type]:
     """Which of our layers a model has."""
-    ours = (KernelNorm, KernelMLP, KernelAttention, KernelLayer, KernelLinear)
+    ours = {KernelLinear} | OF_DECODERS | OF_ENCODERS
     return {kind for kind in ours for module in model.modules() if isinstance(module, kind)}
 
 
-@pytest.mark.parametrize("architecture", [*ALIKE, "gemma2", "bert", "modernbert"])
+@pytest.mark.parametrize("architecture", [*ALIKE, "gemma2", "bert", "roberta", "modernbert"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_are_exact_and_those_of_transformers(
     tmp_path: Path, kernels: Isa, architecture: str, dtype: str
@@ -39,9 +49,13 @@ def test_scores_are_exact_and_those_of_transformers(
     path = tiny_checkpoint(tmp_path, architecture, **sizes)
     model = RewardModel.load(path, dtype=dtype)
     assert self_test(model).passed
-    expected = {KernelLinear} | (
-        {KernelNorm, KernelMLP, KernelAttention, KernelLayer} if architecture in ALIKE else set()
-    )
+    expected = {KernelLinear}
+    if architecture in ALIKE:
+        expected |= OF_DECODERS
+    elif architecture in ("bert", "roberta"):
+        expected |= OF_ENCODERS
+    elif architecture == "modernbert":
+        expected |= {KernelLayerNorm}
     assert kinds(model) == (set() if kernels is Isa.NONE else expected)
     # In half precision too the reference is computed in float32, from the weights as rounded.
     reference = AutoModelForSequenceClassification.from_pretrained(

@@ -38,6 +38,18 @@ def test_rms_norm(dim: int, dtype: torch.dtype) -> None:
     assert torch.equal(rows.rms_norm(zeros, norm.weight, 1e-6), zeros)
 
 
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dim", [16, 384, 1040])
+@torch.no_grad()
+def test_layer_norm(dim: int, biased: bool, dtype: torch.dtype) -> None:
+    norm = torch.nn.LayerNorm(dim, bias=biased)
+    for parameter in norm.parameters():
+        parameter.copy_(random(dim, dtype=dtype))
+    norm.to(dtype)
+    x = 5 + 3 * random(2, 33, dim, dtype=dtype)
+    close(rows.layer_norm(x, norm.weight, norm.bias, norm.eps), norm(x), units=4)
+
+
 @pytest.mark.parametrize("dim", [32, 64, 96])
 @torch.no_grad()
 def test_rotation(dim: int, dtype: torch.dtype) -> None:
