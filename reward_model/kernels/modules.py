@@ -21,6 +21,7 @@ from reward_model.kernels.linear import (
     linear,
     linear_suits,
 )
+from reward_model.linear import Linear
 from reward_model.reading import Keys, KeysTaken, Reading
 from reward_model.row_cuts import CutLinear
 
@@ -44,7 +45,7 @@ def use_kernels(model: nn.Module) -> None:
 
 def _with_kernels(own: type) -> type:
     """A subclass of a layer's class, of the same name, or the class itself."""
-    if own in (nn.Linear, CutLinear):
+    if own in (nn.Linear, Linear, CutLinear):
         return KernelLinear
     if own is nn.LayerNorm:
         return KernelLayerNorm
