@@ -1,8 +1,8 @@
 """Attention over a packed batch, registered with transformers as ``sumzero_packed``.
 
 With gradients it is one call per segment (:mod:`reward_model.segments`). Without, it is one call
-of FlexAttention on CUDA (:mod:`reward_model.flex`), and in bfloat16 on a CPU that has what it needs
-one of a kernel of our own (:mod:`reward_model.kernels`). Elsewhere:
+of FlexAttention on CUDA (:mod:`reward_model.flex`), and one of a kernel of our own on a CPU that
+has what it needs (:mod:`reward_model.kernels`). Elsewhere:
 
 Every block of the batch (see :mod:`reward_model.packing`) is computed on tiles of one fixed shape,
 each tile by itself, so that its result depends on its own rows only. In the last layer, where few
