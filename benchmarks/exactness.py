@@ -1,6 +1,6 @@
 """How many scores differ from the reference, over random placements in packed batches.
 
-    python -m benchmarks.exactness [--placements 10000] [--dtype float32 bfloat16]
+    python -m benchmarks.exactness [--placements 10000] [--dtype float32 bfloat16] [--device cuda]
 
 Prints one JSON object. The reference is the same build and weights, one sequence per forward,
 nothing shared. A placement is one sequence in one random batch, among random neighbours, some of
@@ -77,11 +77,11 @@ def differing(model: RewardModel, placements: int, label: str) -> dict[str, int]
     return {"placements": placements, "batches": len(sizes), "differing": wrong}
 
 
-def run(name: str, dtype: str, placements: int) -> dict[str, object]:
+def run(name: str, dtype: str, placements: int, device: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as directory:
         make = checkpoint if name == "30M" else small_checkpoint
         path = make(Path(directory), "qwen2" if name == "30M" else name)
-        model = RewardModel.load(path, dtype=dtype)
+        model = RewardModel.load(path, dtype=dtype, device=device)
     assert model.obstacle is None, "not packed: there is nothing to show"
     parameters = sum(p.numel() for p in model.parameters())
     result = differing(model, placements, f"{name} {dtype}")
@@ -93,15 +93,23 @@ def main() -> None:
     parser.add_argument("--placements", type=int, default=10_000)
     parser.add_argument("--large", type=int, default=500, help="placements on the 30M shape")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32", "bfloat16"]
-    )
+        "--dtype", choices=["float32", "bfloat16", "float16"], nargs="+",
+        default=["float32", "bfloat16"],
+    )  # fmt: skip
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     results = [
-        run(name, dtype, arguments.large if name == "30M" else arguments.placements)
+        run(
+            name,
+            dtype,
+            arguments.large if name == "30M" else arguments.placements,
+            arguments.device,
+        )
         for dtype in arguments.dtype
         for name in (*DECODERS, *ENCODERS, "30M")
     ]
-    print(json.dumps({"benchmark": "exactness", "threads": torch.get_num_threads(),
+    print(json.dumps({"benchmark": "exactness", "device": arguments.device,
+                      "threads": torch.get_num_threads(),
                       "results": results}, indent=2))  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from benchmarks.interleaved import Arm
@@ -55,6 +55,7 @@ def _once_a_sequence(model: RewardModel) -> set[nn.Linear]:
     with ExitStack() as stack:
         # Every layer called by itself, so that it is seen.
         stack.enter_context(mock.patch.object(modules, "linear_suits", return_value=False))
+        stack.enter_context(mock.patch.object(modules, "project", _project))
         for layer in linears(model):
             stack.enter_context(
                 layer.register_forward_pre_hook(
@@ -67,6 +68,11 @@ def _once_a_sequence(model: RewardModel) -> set[nn.Linear]:
     return {layer for layer, rows in seen.items() if rows < tokens}
 
 
+def _project(layer: nn.Linear, x: Tensor, residual: Tensor | None) -> Tensor:
+    output: Tensor = layer(x)
+    return output if residual is None else residual + output
+
+
 def product_flops(model: RewardModel, rows: int) -> float:
     """Of :func:`matrix_products`."""
     return 2.0 * rows * sum(layer.weight.numel() for layer in linears(model))
@@ -77,7 +83,9 @@ def matrix_products(model: RewardModel, rows: Sequence[int]) -> Arm:
     """Nothing but the linear layers' products, on as many rows at a time as scoring has."""
     layers = linears(model)
     inputs = {
-        (count, layer.in_features): torch.randn(count, layer.in_features, dtype=model.dtype)
+        (count, layer.in_features): torch.randn(
+            count, layer.in_features, dtype=model.dtype, device=model.device
+        )
         for count in set(rows)
         for layer in layers
     }
@@ -87,6 +95,8 @@ def matrix_products(model: RewardModel, rows: Sequence[int]) -> Arm:
         for count in rows:
             for layer in layers:
                 layer(inputs[count, layer.in_features])
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
 
     return arm
 

@@ -64,21 +64,23 @@ def checkpoint(directory: Path, shape: str) -> Path:
     return directory
 
 
-def texts(round_: int, count: int, vocab_size: int, longest: int) -> list[list[int]]:
+def texts(
+    round_: int, count: int, vocab_size: int, longest: int, shortest: int = 8
+) -> list[list[int]]:
     """Sequences of lognormal length in arrival order; lengths fixed, tokens fresh."""
     lengths = np.random.default_rng(0).lognormal(np.log(MEDIAN), SIGMA, count)
     rng = random.Random(round_)
     return [
         rng.choices(range(1, vocab_size), k=int(length))
-        for length in np.clip(lengths, 8, longest).astype(int)
+        for length in np.clip(lengths, shortest, longest).astype(int)
     ]
 
 
-def groups(round_: int, vocab_size: int) -> list[list[int]]:
+def groups(round_: int, vocab_size: int, count: int = GROUPS) -> list[list[int]]:
     """k responses each to a few prompts."""
     rng = random.Random(1000 + round_)
     sequences = []
-    for _ in range(GROUPS):
+    for _ in range(count):
         prompt = rng.choices(range(1, vocab_size), k=PROMPT)
         sequences += [prompt + rng.choices(range(1, vocab_size), k=RESPONSE) for _ in range(K)]
     return sequences
@@ -90,8 +92,9 @@ def padded(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[f
     scores: list[float] = []
     for start in range(0, len(sequences), PADDED_BATCH):
         rows = [torch.tensor(ids) for ids in sequences[start : start + PADDED_BATCH]]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = torch.arange(ids.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+        lengths = torch.tensor([len(row) for row in rows], device=model.device)
+        mask = torch.arange(ids.shape[1], device=model.device)[None] < lengths[:, None]
         scores += model(input_ids=ids, attention_mask=mask.long()).logits[:, 0].float().tolist()
     return scores
 

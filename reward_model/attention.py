@@ -1,8 +1,8 @@
 """Attention over a packed batch, registered with transformers as ``sumzero_packed``.
 
 With gradients it is one call per segment (:mod:`reward_model.segments`). Without, it is one call
-of FlexAttention on CUDA (:mod:`reward_model.flex`), and one of a kernel of our own on a CPU that
-has what it needs (:mod:`reward_model.kernels`). Elsewhere:
+of a kernel of our own, on a GPU and on a CPU that has what it needs (:mod:`reward_model.kernels`).
+Elsewhere:
 
 Every block of the batch (see :mod:`reward_model.packing`) is computed on tiles of one fixed shape,
 each tile by itself, so that its result depends on its own rows only. In the last layer, where few
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from reward_model.attend import attend
-from reward_model.flex import flex_packed_attention
 from reward_model.kernels.attention import attention as kernel_attention
 from reward_model.kernels.attention import attention_suits
 from reward_model.packing import AttentionBlock, PackedBatch
@@ -74,21 +73,16 @@ def packed_attention(
             query, key, value, packed, scale=scale, window=sliding_window, softcap=softcap
         )
         return output, None
+    # Under autocast rotated queries and keys come in float32, values in what is asked for.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if attention_suits(query, key, value):
         output = kernel_attention(
             query, key, value, packed, scale=scale, window=sliding_window, softcap=softcap
         )
         return output, None
-    # Under autocast rotated queries and keys come in float32, values in what is asked for.
     query_SD, key_SD, value_SD = (
-        rows_to_slots(_token_major(x.to(value.dtype)), packed) for x in (query, key, value)
+        rows_to_slots(_token_major(x), packed) for x in (query, key, value)
     )
-    if query.is_cuda:
-        output_SD = flex_packed_attention(
-            query_SD, key_SD, value_SD, packed,
-            dim=dim, scale=scale, window=sliding_window, softcap=softcap,
-        )  # fmt: skip
-        return slots_to_rows(output_SD, packed).view(1, -1, heads, dim), None
     key_heads = key.shape[1]
     group = heads // key_heads
     outputs = []

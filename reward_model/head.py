@@ -91,6 +91,10 @@ def apply_transform(function: Callable[[Tensor], Tensor], pooled_NH: Tensor) -> 
 
 def rewards(hidden_NH: Tensor, linear: nn.Linear) -> Tensor:
     """W_pᵀ h + b in float32 (float64 stays), [N]."""
+    return apply_transform(lambda rows_NH: _rewards(rows_NH, linear), hidden_NH)
+
+
+def _rewards(hidden_NH: Tensor, linear: nn.Linear) -> Tensor:
     dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         reward_N = (hidden_NH.to(dtype) * linear.weight[0].to(dtype)).sum(-1)

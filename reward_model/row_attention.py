@@ -43,13 +43,13 @@ def row_attention(
     Returns:
         [1, R, heads, D]; what the further rows are is not said.
     """
+    # Under autocast rotated queries and keys come in float32, values in what is asked for.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if attention_suits(query, key, value):
         return kernel_attention(
             query, key, value, packed, rows_N, scale=scale, window=window, softcap=softcap
         )
     heads, dim, key_heads = query.shape[1], query.shape[3], key.shape[1]
-    # Under autocast rotated queries and keys come in float32, values in what is asked for.
-    query, key = query.to(value.dtype), key.to(value.dtype)
     # Query heads that share a key head are one matrix of queries: [N, key heads, group, D].
     query_N = query[0, :, : len(rows_N)].transpose(0, 1).view(len(rows_N), key_heads, -1, dim)
     if torch.is_grad_enabled():

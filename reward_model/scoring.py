@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from reward_model.model import RewardModel
 from reward_model.packing import shared_tokens
@@ -57,7 +58,10 @@ def score_token_ids(
     share_prefix = share_prefix and model.causal and model.obstacle is None
     budget = max_batch_tokens or default_batch_tokens(model.device)
     scores: list[float] = []
+    before: Tensor | None = None  # read when the next batch is under way: a GPU does not wait
     for run in batches(sequences, budget, share_prefix=share_prefix):
         packed = model.pack([sequences[index] for index in run], share_prefix=share_prefix)
-        scores += model(packed).rewards_N.tolist()
-    return scores
+        rewards_N = model(packed).rewards_N
+        scores += [] if before is None else before.tolist()
+        before = rewards_N
+    return scores + ([] if before is None else before.tolist())

@@ -1,11 +1,16 @@
 """Fixtures and the conditions under which marked tests are skipped, loudly."""
 
+import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+
+# Read when Triton is imported: without a GPU its kernels are tested in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reward_model.kernels import gpu
 from reward_model.kernels.library import isa, kernel, suits
 from reward_model.packing import PackedBatch
 from reward_model.tiles import TILE
@@ -19,7 +20,8 @@ _TILES = "queries of tiles"
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Query rows that see the same keys, run by run; int32, [runs] but ``chains``.
+    """Query rows that see the same keys, run by run; int32, [runs] but ``chains``, on the batch's
+    device.
 
     Run r has ``counts[r]`` rows from row ``rows[r]`` on; the first stands at position
     ``positions[r]`` of its sequence. It sees the first ``keys[r]`` rows of the tiles that stand in
@@ -51,21 +53,22 @@ class Queries:
         positions = [TILE * depth for depth in tiles.depths]
         ends = [start + count for start, count in zip(positions, tiles.lengths, strict=True)]
         stops = torch.tensor([len(chain) for chain in chains]).cumsum(0)
+        device = packed.device
         return cls(
-            rows=_int32(tiles.starts),
-            counts=_int32(tiles.lengths),
-            positions=_int32(positions),
-            starts=_int32([0, *stops[:-1].tolist()]),
-            keys=_int32([ends[chain[-1]] for chain in chains]),
-            chains=_int32([tile for chain in chains for tile in chain]),
+            rows=_int32(tiles.starts, device),
+            counts=_int32(tiles.lengths, device),
+            positions=_int32(positions, device),
+            starts=_int32([0, *stops[:-1].tolist()], device),
+            keys=_int32([ends[chain[-1]] for chain in chains], device),
+            chains=_int32([tile for chain in chains for tile in chain], device),
         )
 
     def of_rows(self, rows_N: Tensor) -> "Queries":
         """One run for each of some rows of the batch; row n of the queries is ``rows_N[n]``."""
         tiles_N = torch.searchsorted(self.rows, rows_N.int(), right=True) - 1
         return Queries(
-            rows=torch.arange(len(rows_N), dtype=torch.int32),
-            counts=torch.ones(len(rows_N), dtype=torch.int32),
+            rows=torch.arange(len(rows_N), dtype=torch.int32, device=rows_N.device),
+            counts=torch.ones(len(rows_N), dtype=torch.int32, device=rows_N.device),
             positions=self.positions[tiles_N] + rows_N.int() - self.rows[tiles_N],
             starts=self.starts[tiles_N],
             keys=self.keys[tiles_N],
@@ -75,8 +78,11 @@ class Queries:
 
 def attention_suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether attention is computed here."""
+    known = suits(query, key, value)
+    if query.is_cuda:  # autocast has done its part before
+        known = gpu.on_gpu(query, key, value) and not torch.is_grad_enabled()
     return (
-        suits(query, key, value)
+        known
         and all(x.stride(-1) == 1 for x in (query, key, value))
         and query.shape[3] <= LARGEST_HEAD
         and query.shape[1] // key.shape[1] <= TILE
@@ -103,6 +109,12 @@ def attention(
     Returns:
         [1, T or R, heads, D]; 0 in rows that belong to no sequence, and after the first N.
     """
+    if query.is_cuda:
+        from reward_model.kernels import gpu_attention  # needs Triton
+
+        return gpu_attention.attention(
+            query, key, value, packed, rows_N, scale=scale, window=window, softcap=softcap
+        )
     heads, rows, dim = query.shape[1:]
     queries = tiles = Queries.of_tiles(packed)
     asked = packed.computed_tokens
@@ -145,5 +157,5 @@ class _Arguments(ctypes.Structure):
     ]  # fmt: skip
 
 
-def _int32(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+def _int32(values: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32).to(device)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reward_model.kernels import gpu
+
 _INTERFACE = 1
 _MODULE = "reward_model.kernels._library"
 _AVX512 = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "fma3")
@@ -67,13 +69,14 @@ def level(dtype: torch.dtype, device: torch.device) -> Isa:
 
 
 def suits(*tensors: Tensor) -> bool:
-    """Whether kernels can take these: one dtype that they know, no gradient, a CPU that has it."""
+    """Whether kernels can take these: one dtype that they know, no gradient, a device that has
+    them."""
     first = tensors[0]
     return (
         all(x.dtype is first.dtype and x.device == first.device for x in tensors)
         and not torch.is_grad_enabled()
-        and level(first.dtype, first.device) is not Isa.NONE
-        and not torch.is_autocast_enabled("cpu")
+        and (level(first.dtype, first.device) is not Isa.NONE or gpu.on_gpu(first))
+        and not torch.is_autocast_enabled(first.device.type)
         and not torch.compiler.is_compiling()
     )
 

@@ -69,6 +69,14 @@ def gated_linear(input: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     return output
 
 
+def add_product(residual: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """residual + input · weightᵀ, written over ``residual``; by PyTorch, in one pass."""
+    outer, inner = weight.shape
+    residual = residual.contiguous()
+    residual.view(-1, outer).addmm_(input.reshape(-1, inner), weight.t())
+    return residual
+
+
 def packed(weight: Tensor) -> Tensor:
     """A weight as the kernels read it. Kept on the weight where :func:`keep_packed` said so."""
     state = (weight.data_ptr(), None if weight.is_inference() else weight._version)

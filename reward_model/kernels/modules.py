@@ -12,10 +12,11 @@ from transformers.activations import GELUActivation, SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reward_model.attention import IMPLEMENTATION
-from reward_model.kernels import rows
+from reward_model.kernels import gpu, rows
 from reward_model.kernels.library import Isa, isa, suits
 from reward_model.kernels.linear import (
     KernelLinear,
+    add_product,
     gated_linear,
     keep_packed,
     linear,
@@ -32,7 +33,7 @@ _ENCODERS = ("Bert", "Roberta", "XLMRoberta", "Electra")
 
 def use_kernels(model: nn.Module) -> None:
     """Let every layer of ``model`` that kernels exist for use them; in place."""
-    if isa() is Isa.NONE:
+    if isa() is Isa.NONE and not gpu.available():
         return
     classes: dict[type, type] = {}
     for module in model.modules():
@@ -74,7 +75,8 @@ class KernelLayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         weight, shape = self.weight, self.normalized_shape
-        if len(shape) == 1 and shape[0] % rows.MULTIPLE == 0 and suits(input, weight):
+        plain = len(shape) == 1 and shape[0] % rows.MULTIPLE == 0 and not input.is_cuda
+        if plain and suits(input, weight):
             return rows.layer_norm(input, weight, self.bias, self.eps)
         return super().forward(input)
 
@@ -221,9 +223,11 @@ _LAYERS: dict[type, tuple[str, ...]] = {
 
 
 def project(layer: nn.Linear, x: Tensor, residual: Tensor | None) -> Tensor:
-    """layer(x) + residual."""
+    """layer(x) + residual, on a GPU written over it."""
     if _is_plain(layer, x):
         return linear(x, layer.weight, layer.bias, residual)
+    if residual is not None and type(layer) is KernelLinear and layer.bias is None and x.is_cuda:
+        return add_product(residual, x, layer.weight)
     output: Tensor = layer(x)
     return output if residual is None else residual + output
 

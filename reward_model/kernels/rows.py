@@ -11,6 +11,10 @@ MULTIPLE = 16
 
 def rms_norm(input: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """weight · input / √(mean(input²) + ε) over the last axis, rounded before ``weight`` too."""
+    if input.is_cuda:
+        from reward_model.kernels import gpu_rows  # needs Triton
+
+        return gpu_rows.rms_norm(input, weight, epsilon)
     input_RD = input.reshape(-1, input.shape[-1])
     output = torch.empty_like(input, memory_format=torch.contiguous_format)
     call("rms_norm", input_RD, weight, output, *input_RD.shape, epsilon, torch.get_num_threads())
@@ -32,6 +36,10 @@ def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     Args:
         heads: [1, T, heads, D], contiguous. cosine, sine: [1, T, D].
     """
+    if heads.is_cuda:
+        from reward_model.kernels import gpu_rows
+
+        return gpu_rows.rotate(heads, cosine, sine)
     _, rows, count, dim = heads.shape
     call("rotate", heads, cosine, sine, rows, count, dim, torch.get_num_threads())
     return heads
@@ -39,5 +47,9 @@ def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 def gate(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up, written over ``gate``; both contiguous."""
+    if gate.is_cuda:
+        from reward_model.kernels import gpu_rows
+
+        return gpu_rows.gate(gate, up)
     call("gate", gate, up, gate.numel(), torch.get_num_threads())
     return gate

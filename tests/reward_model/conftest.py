@@ -7,6 +7,8 @@ import torch
 
 from reward_model.kernels.library import Isa, isa
 
+GPU = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where Triton's kernels are tested: without a GPU in its interpreter."""
 LEVELS = [level for level in Isa if level <= isa()]
 LEVELS_AND_DTYPES = [
     (level, dtype)

@@ -13,6 +13,8 @@ from reward_model.self_test import self_test
 from tests.adapters import tiny_adapter
 from tests.checkpoints import DECODERS, ENCODERS, tiny_checkpoint
 
+gpu_rows = pytest.importorskip("reward_model.kernels.gpu_rows")
+
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 
@@ -39,6 +41,27 @@ def test_scores_are_those_of_the_cpu(tmp_path: Path, architecture: str) -> None:
     wanted = score_token_ids(RewardModel.load(path), sequences())
     got = score_token_ids(RewardModel.load(path, device="cuda"), sequences())
     assert got == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
+def test_layers_that_are_computed_by_kernels(
+    tmp_path: Path, architecture: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    head = {"head_dim": 64} if architecture == "qwen3" else {}
+    path = tiny_checkpoint(tmp_path, architecture, **shape, **head)
+    rotated: list[torch.Size] = []
+    rotate = gpu_rows.rotate
+    monkeypatch.setattr(
+        gpu_rows, "rotate", lambda x, *more: (rotated.append(x.shape), rotate(x, *more))[1]
+    )
+    model = RewardModel.load(path, dtype=dtype, device="cuda")
+    assert self_test(model, rounds=4).differing == 0
+    assert rotated
+    wanted = score_token_ids(RewardModel.load(path), sequences())
+    tolerance = 1e-3 if dtype == "float32" else 0.2
+    assert score_token_ids(model, sequences()) == pytest.approx(wanted, abs=tolerance)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "modernbert"])
