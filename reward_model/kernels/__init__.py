@@ -1,4 +1,4 @@
-"""Kernels of our own for scoring on x86-64 with AVX-512 and AMX, in C.
+"""Kernels of our own for scoring: in C on x86-64 with AVX-512 and AMX, in Triton on GPUs.
 
 PyTorch's products around a softmax, and its element-wise operations one after another, took two
 thirds of scoring's time on a processor with matrix tiles (AMX), and oneDNN's order of a sum went by
@@ -8,5 +8,9 @@ the bits that it has alone by construction, and exactness costs nothing.
 In bfloat16 all is computed here where there is AMX; elsewhere, and in float32, linear layers stay
 with oneDNN or MKL. The library is built when the package is installed, if there is a C compiler
 (GCC 11 or newer). Without it, or on another processor, PyTorch computes everything, more slowly.
+
+On a GPU attention, RMSNorm, rotation and gating are computed here (``gpu_attention.py``,
+``gpu_rows.py``), and products by cuBLASLt (:func:`reward_model.numerics.fix_cuda_sums`).
+
 ``SUMZERO_KERNELS=none`` (or ``avx512``, ``avx512_bf16``) does without, to compare.
 """

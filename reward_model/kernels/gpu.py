@@ -22,7 +22,12 @@ def available() -> bool:
 
 def on_gpu(*tensors: Tensor) -> bool:
     """Whether tensors of one dtype lie where these kernels compute."""
-    return all(x.is_cuda for x in tensors) and tensors[0].dtype in DTYPES and available()
+    return all(x.is_cuda for x in tensors) and known(tensors[0].dtype, tensors[0].device)
+
+
+def known(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether tensors of ``dtype`` on ``device`` are computed by these kernels."""
+    return device.type == "cuda" and dtype in DTYPES and available()
 
 
 def aligned(x: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ def level(dtype: torch.dtype, device: torch.device) -> Isa:
     return isa() if known else Isa.NONE
 
 
+def used(dtype: torch.dtype, device: torch.device) -> str:
+    """What kernels multiply with, in small letters; ``triton``, or ``none`` where there are none."""
+    return "triton" if gpu.known(dtype, device) else level(dtype, device).name.lower()
+
+
 def suits(*tensors: Tensor) -> bool:
     """Whether kernels can take these: one dtype that they know, no gradient, a device that has
     them."""

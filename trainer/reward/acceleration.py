@@ -25,6 +25,10 @@ def apply(model: RewardModel, compute: ComputeSettings) -> None:
         _apply_liger(model)
     if compute.compile:
         _compile(model)
+    if torch.cuda.is_available():
+        # On Hopper PyTorch prefers cuDNN, which makes a plan for every length: 30 ms each, and
+        # training attends to one segment after another.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _apply_liger(model: RewardModel) -> None:

@@ -11,8 +11,8 @@ from trainer.study.runs import record_path
 
 @dataclass(frozen=True)
 class BenchmarkResults:
-    """``values[arm][name]`` has a number per replicate of ``replicates``: those of which every arm
-    was measured. ``differences[arm][name]``: from the baseline, uncorrected. ``counts``: pairs or
+    """``values[arm][name]`` has a number per replicate of ``replicates``: those of which the primary
+    arms were measured. Arms that were not measured in all of them are left out. ``differences[arm][name]``: from the baseline, uncorrected. ``counts``: pairs or
     items, and those without a score, the same in all runs but for ``train``."""
 
     replicates: list[int]
@@ -24,7 +24,7 @@ class BenchmarkResults:
 def benchmark_results(
     settings: StudySettings, numbers: Sequence[int], arms: Sequence[str]
 ) -> BenchmarkResults | None:
-    """None where no replicate has been measured with all ``arms``.
+    """None where no replicate has been measured with the primary arms.
 
     Raises:
         UsageError: a run was measured on other files.
@@ -35,11 +35,14 @@ def benchmark_results(
     measured: dict[int, dict[str, Benchmarks]] = {}
     for number in numbers:
         paths = {arm: benchmarks_path(record_path(settings, arm, number)) for arm in arms}
-        if all(path.is_file() for path in paths.values()):
-            measured[number] = {arm: Benchmarks.read(path, files) for arm, path in paths.items()}
+        if all(paths[arm].is_file() for arm in settings.primary_arms):
+            measured[number] = {
+                arm: Benchmarks.read(path, files) for arm, path in paths.items() if path.is_file()
+            }
     if not measured:
         return None
-    runs = [one for found in measured.values() for one in found.values()]
+    arms = [arm for arm in arms if all(arm in found for found in measured.values())]
+    runs = [found[arm] for found in measured.values() for arm in arms]
     names = [name for name in runs[0].values if all(name in one.values for one in runs)]
     values = {
         arm: {name: [found[arm].values[name] for found in measured.values()] for name in names}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reward_model import atomic
 from reward_model.errors import UsageError
 from trainer.evaluation.config import EvaluationSettings
@@ -79,7 +81,7 @@ def benchmark_digests(settings: BenchmarkSettings) -> dict[str, str]:
 def measure(
     run: Path, train: Path, settings: BenchmarkSettings, *, precision: Any, seed: int
 ) -> Benchmarks | None:
-    """Evaluate the model in ``run``; None if it is not there.
+    """Evaluate the model in ``run``, on a GPU where training has one; None if it is not there.
 
     Args:
         train: the run's pairs, whose hidden states stand beside those of the benchmarks.
@@ -95,6 +97,7 @@ def measure(
             rm_bench=settings.rm_bench,
             output_dir=run / EVALUATION,
             dtype=precision,
+            device="cuda" if torch.cuda.is_available() else "cpu",
             seed=seed,
         )
     )

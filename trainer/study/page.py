@@ -58,7 +58,7 @@ def _effort(results: Results) -> str:
     threads = sorted({ran["threads"] for ran in results.ran})
     processors = sorted({ran["processor"] for ran in results.ran})
     return (
-        f"{len(minutes)} runs of {statistics.median(minutes):.0f} minutes (median; all together "
+        f"{len(minutes)} runs of {statistics.median(minutes):.1f} minutes (median; all together "
         f"{sum(minutes) / 60:.1f} hours); CPU threads each: {', '.join(map(str, threads))}; "
         f"processor: {', '.join(processors)}."
     )

@@ -134,7 +134,9 @@ def record_of(
 
 
 def processor() -> str:
-    """What PyTorch calls this machine's."""
+    """What PyTorch calls this machine's, or its GPU, which runs take where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.machine())
 
 

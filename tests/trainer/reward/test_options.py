@@ -17,9 +17,9 @@ from reward_model.scoring import score_token_ids
 from tests.checkpoints import tiny_checkpoint
 from trainer.data.rows import write_rows
 from trainer.metrics import read_metrics
-from trainer.reward import lora, sharding, zero
+from trainer.reward import acceleration, lora, sharding, zero
 from trainer.reward.best import Best
-from trainer.reward.config import LoraSettings, RewardSettings, RunSettings
+from trainer.reward.config import ComputeSettings, LoraSettings, RewardSettings, RunSettings
 from trainer.reward.sweep import sweep
 from trainer.reward.train import Run, train
 
@@ -233,6 +233,18 @@ def test_the_card_tells_the_run(adapted: RewardSettings) -> None:
     stats = report["contract"]["stats"]
     assert f"mean {stats['mean']:.4g}, standard deviation {stats['std']:.4g}" in card
     assert RewardModel.load(adapted.output_dir / "model").contract.stats is not None
+
+
+def test_on_cuda_no_attention_is_planned_by_length(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        acceleration.apply(RewardModel.from_backbone(backbone), ComputeSettings())
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_liger_needs_cuda(backbone: Path, pairs: Path, tmp_path: Path) -> None:

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from reward_model.errors import UsageError
 from tests.checkpoints import tiny_checkpoint
+from trainer.evaluation.config import EvaluationSettings
 from trainer.lock import locked
+from trainer.study import benchmarks
 from trainer.study.benchmarks import benchmarks_path
 from trainer.study.config import BenchmarkSettings, StudySettings
 from trainer.study.page import write_page
 from trainer.study.pilot import Trial, try_rates
-from trainer.study.records import Record
+from trainer.study.records import Record, processor
 from trainer.study.results import Results, analyse, write_results
 from trainer.study.runs import (
     cells_directory,
@@ -207,6 +210,41 @@ def test_every_run_is_measured_on_the_benchmarks(settings: StudySettings) -> Non
     assert found.values["bsr"]["rm_bench/chat/hard"][1] == hard
     assert {"train/erank", "rm_bench/erank", "asked/h_norm"} <= found.values["bt"].keys()
     assert found.counts["rm_bench/chat/items"] == len(WORDS)
+
+
+def test_where_there_is_a_gpu_it_is_taken_and_named(
+    settings: StudySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    assert processor() == "H100"
+
+    asked: list[EvaluationSettings] = []
+
+    def evaluate(own: EvaluationSettings) -> None:
+        asked.append(own)
+        raise InterruptedError
+
+    monkeypatch.setattr(benchmarks, "evaluate", evaluate)
+    run = run_directory(settings, "bsr", 1)
+    assert settings.benchmarks is not None
+    with pytest.raises(InterruptedError):
+        benchmarks.measure(run, run, settings.benchmarks, precision="float32", seed=0)
+    assert [own.device for own in asked] == ["cuda"]
+
+
+def test_an_arm_without_all_benchmarks_is_left_out_of_their_table(
+    settings: StudySettings, tmp_path: Path
+) -> None:
+    shutil.copytree(settings.output_dir, tmp_path / "study")
+    stopped = settings.model_copy(update={"output_dir": tmp_path / "study"})
+    benchmarks_path(record_path(stopped, "bt_l2", 1)).unlink()
+    whole, found = analyse(settings).benchmarks, analyse(stopped).benchmarks
+    assert whole is not None
+    assert found is not None
+    assert found.replicates == whole.replicates == [0, 1]
+    assert found.values == {arm: whole.values[arm] for arm in ("bt", "bsr")}
+    assert list(found.differences) == ["bsr"]
 
 
 def test_benchmarks_of_other_files_are_refused(settings: StudySettings, tmp_path: Path) -> None:
