@@ -37,6 +37,7 @@ from benchmarks.servers import (
 )
 from reward_model.model import RewardModel
 from reward_model.scoring import score_token_ids
+from service.garbage import spare_what_is_loaded
 
 MIXED = 16
 
@@ -74,6 +75,7 @@ def compare(
 ) -> tuple[dict[str, list[float]], int]:
     """Seconds of every arm per round, and how many served scores differ from in-process ones."""
     model, load = RewardModel.load(path, dtype=dtype), Load()
+    spare_what_is_loaded()  # as the service does
     vocab_size, longest = model.encoder.vocab_size, 1024
 
     def rounds(index: int) -> dict[str, Arm]:

@@ -106,12 +106,16 @@ class Encoder:
         Raises:
             ItemError: ``invalid_token_id``, ``too_long`` or ``empty``.
         """
-        for place, token in enumerate(ids):
-            if not 0 <= token < self.vocab_size:
-                raise ItemError(
-                    "invalid_token_id",
-                    f"token_ids[{place}] = {token} is outside 0..{self.vocab_size - 1}",
-                )
+        if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
+            place, token = next(
+                (place, token)
+                for place, token in enumerate(ids)
+                if not 0 <= token < self.vocab_size
+            )
+            raise ItemError(
+                "invalid_token_id",
+                f"token_ids[{place}] = {token} is outside 0..{self.vocab_size - 1}",
+            )
         return self._fit(list(ids), truncation)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:

@@ -4,8 +4,8 @@ A line holds the route's template, not the path and never the query string.
 """
 
 import logging
+import random
 import time
-import uuid
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -21,6 +21,9 @@ logger = logging.getLogger("service.access")
 QUIET = frozenset({"/health", "/ready", "/metrics"})
 """Asked every few seconds by machines; logged only when the answer is not 200."""
 
+_ids = random.Random()
+"""Seeded by the operating system once; uuid4 asks it for every request, which takes 0.01 ms."""
+
 
 class Access:
     """ASGI middleware, the outermost: request id, metrics, log line, and the last catch."""
@@ -35,7 +38,7 @@ class Access:
             return
         started = time.perf_counter()
         status = 0
-        request_id = uuid.uuid4().hex
+        request_id = f"{_ids.getrandbits(128):032x}"
         state = scope.setdefault("state", {})
         state["request_id"], state["log"] = request_id, {}
 

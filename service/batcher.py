@@ -90,6 +90,8 @@ class Batcher:
         self._compute = compute
         self._executor = executor
         self._metrics = metrics
+        self._queued = metrics.queue_tokens.labels(name)
+        self._waited = metrics.queue_seconds.labels(name)
         self._share_prefix = share_prefix
         self._remember = remember
         self._queue: deque[Work] = deque()
@@ -172,6 +174,8 @@ class Batcher:
                 # It stays in the deque, to be skipped: removing from the middle costs O(n).
                 del self._in_flight[work.key]
                 dropped += len(work.token_ids)
+        if dropped == 0:
+            return
         self._count_queued(-dropped)
         self._abandoned_tokens += dropped
         if self._abandoned_tokens > self.max_queue_tokens:
@@ -253,7 +257,7 @@ class Batcher:
         begun = max(
             submitted, min((work.started or submitted for work in works), default=submitted)
         )
-        self._metrics.queue_seconds.labels(self.name).observe(begun - submitted)
+        self._waited.observe(begun - submitted)
         distinct = {id(work): work for work in works}.values()
         return BatchedScores(
             outcomes=outcomes,
@@ -266,4 +270,4 @@ class Batcher:
 
     def _count_queued(self, change: int) -> None:
         self.queued_tokens += change
-        self._metrics.queue_tokens.labels(self.name).set(self.queued_tokens)
+        self._queued.set(self.queued_tokens)

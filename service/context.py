@@ -95,18 +95,20 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     Raises:
         ClientGone: nobody is there to read the answer.
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.create_task(_disconnect(request))
+    task = asyncio.current_task()
+    assert task is not None
+    watcher = asyncio.create_task(_cancel_when_gone(task, request))
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone("the client went away")
+        return await work
+    except asyncio.CancelledError:
+        if watcher.done() and task.uncancel() == 0:
+            raise ClientGone("the client went away") from None
+        raise
     finally:
         watcher.cancel()
-        task.cancel()
 
 
-async def _disconnect(request: Request) -> None:
+async def _cancel_when_gone(task: asyncio.Task[object], request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    task.cancel()

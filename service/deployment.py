@@ -25,6 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from reward_model.errors import UsageError
 from service.app import create_app
 from service.embedded import EmbeddedScorer
+from service.garbage import spare_what_is_loaded
 from service.logs import configure_logging
 from service.metrics_board import MetricsBoard
 from service.posted_metrics import PostedMetrics
@@ -57,6 +58,7 @@ class ModelReplica:
         self._scorer = EmbeddedScorer(own, self._metrics)
         with ThreadPoolExecutor(1) as thread:  # Ray calls constructors on a running event loop
             thread.submit(asyncio.run, self._scorer.load()).result()
+        spare_what_is_loaded()
         self._encodings: dict[str, str] = {}
 
     async def reconfigure(self, user_config: Mapping[str, str]) -> None:
@@ -126,6 +128,7 @@ class Ingress:
         self._scorer = RayScorer(handles)
         with ThreadPoolExecutor(1) as thread:
             thread.submit(self._scorer.load).result()
+        spare_what_is_loaded()
 
     def __serve_build_asgi_app__(self) -> Any:
         return create_app(self._scorer, self._settings, metrics=self._metrics)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reward_model.bases import Bases
 from reward_model.errors import SumzeroError
-from reward_model.kernels.library import level
+from reward_model.kernels.library import used
 from reward_model.model import RewardModel
 from reward_model.threads import ComputeThreads, in_passing_thread
 from service.batcher import BatchedScores, Batcher
@@ -254,7 +254,7 @@ def _describe(replica: Replica) -> dict[str, str | int | float | bool]:
     return {
         "scoring": replica.scoring,
         "scoring_reason": replica.scoring_reason or "",
-        "kernels": level(replica.model.dtype, replica.model.device).name.lower(),
+        "kernels": used(replica.model.dtype, replica.model.device),
         "share_prefix": replica.share_prefix and replica.model.causal,
         "self_test_passed": test is not None and test.passed,
         "self_test_compared": 0 if test is None else test.compared,

@@ -10,11 +10,14 @@ from typing import TypeVar
 from reward_model.encode import TokenizedItem, Truncation
 from service.drift import ScoreDrift
 from service.errors import DeadlinePassed, ItemsFailed, ItemsFailedForNow, VersionChanged
-from service.inputs import Input, encode_all
+from service.inputs import Input, TokenIds, encode_all
 from service.metrics import Metrics
 from service.scorer import ItemFailure, Outcome, Scored, Scorer, ServedModel
 
 T = TypeVar("T")
+
+FEW_TOKENS = 2048
+"""Given as token ids, these are looked through on the event loop: 0.1 ms at most."""
 
 SLICE = 32
 """Inputs tokenized in one go, so that a large request does not keep the small ones waiting."""
@@ -88,11 +91,14 @@ class ScoringPath:
         self, model: ServedModel, inputs: Sequence[Input], truncation: Truncation, timeout: float
     ) -> Answer:
         started = time.monotonic()
-        try:
-            async with asyncio.timeout(timeout):
-                items = await self._tokenize(model, inputs, truncation)
-        except TimeoutError:
-            raise DeadlinePassed("not tokenized in time") from None
+        if _are_few_tokens(inputs):
+            items = encode_all(inputs, model.encoder, truncation)
+        else:
+            try:
+                async with asyncio.timeout(timeout):
+                    items = await self._tokenize(model, inputs, truncation)
+            except TimeoutError:
+                raise DeadlinePassed("not tokenized in time") from None
         tokenized = time.monotonic()
         sequences = [item.token_ids for item in items if isinstance(item, TokenizedItem)]
         remaining = max(0.001, timeout - (tokenized - started))
@@ -142,3 +148,13 @@ class ScoringPath:
             piece = inputs[start : start + SLICE]
             items += await self.run(encode_all, piece, model.encoder, truncation)
         return items
+
+
+def _are_few_tokens(inputs: Sequence[Input]) -> bool:
+    """Whether asking a thread takes longer than to look through them."""
+    left = FEW_TOKENS
+    for one in inputs:
+        if not isinstance(one, TokenIds):
+            return False
+        left -= len(one.token_ids)
+    return left >= 0

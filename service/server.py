@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from reward_model.errors import UsageError
 from service.app import create_app, create_metrics_app
 from service.embedded import EmbeddedScorer
+from service.garbage import spare_what_is_loaded
 from service.gate import Gate
 from service.logs import FIELDS, configure_logging, log_fault
 from service.metrics import Metrics
@@ -166,6 +167,7 @@ async def _serve_scores(
 
 async def _load(scorer: EmbeddedScorer, listener: socket.socket) -> None:
     await scorer.load()
+    spare_what_is_loaded()
     host, port = listener.getsockname()[:2]
     logger.info("ready", extra={FIELDS: {"host": host, "port": port}})
 

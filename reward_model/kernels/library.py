@@ -69,7 +69,7 @@ def level(dtype: torch.dtype, device: torch.device) -> Isa:
 
 
 def used(dtype: torch.dtype, device: torch.device) -> str:
-    """What kernels multiply with, in small letters; ``triton``, or ``none`` where there are none."""
+    """What kernels multiply with, in small letters; ``triton`` on a GPU, ``none`` without any."""
     return "triton" if gpu.known(dtype, device) else level(dtype, device).name.lower()
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
 
 from reward_model.contract import RewardStats
 from service.context import Context
 from service.errors import MalformedRequest
 from service.inputs import Conversation, Input, PromptResponse, Text, TokenIds
+from service.routes.straight import StraightRoute
 from service.schemas import (
     Item,
     MessagesItem,
@@ -22,10 +23,10 @@ from service.scoring import Answer
 
 
 def score_router(context: Context) -> APIRouter:
-    router = APIRouter(tags=["score"])
+    router = APIRouter(tags=["score"], route_class=StraightRoute)
 
     @router.post("/score", response_model=ScoreResponse, summary="Score responses")
-    async def score(body: ScoreRequest, request: Request) -> JSONResponse:
+    async def score(body: ScoreRequest, request: Request) -> Response:
         model = context.model(body.model)
         if body.normalize:
             _stats(model)  # refused before it is computed
@@ -38,9 +39,9 @@ def score_router(context: Context) -> APIRouter:
             timeout=body.timeout_ms / 1000 if body.timeout_ms else None,
         )
         stats = _stats(answer.served) if body.normalize else None
-        return JSONResponse(
-            _body(answer, [len(of_item) for of_item in inputs], stats, request.state.request_id)
-        )
+        counts = [len(of_item) for of_item in inputs]
+        content = to_json(_body(answer, counts, stats, request.state.request_id))
+        return Response(content, media_type="application/json")
 
     return router
 

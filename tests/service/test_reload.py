@@ -1,6 +1,8 @@
 """A model's directory read anew while the service runs."""
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import httpx
@@ -53,6 +55,31 @@ async def test_the_new_version_answers_and_the_old_series_ends(
     ids = model.encoder.text("the river").token_ids
     assert after["results"][0]["scores"] == score_token_ids(model, [ids])
     assert metrics.count("sumzero_model_info{") == 1
+    await scorer.close()
+
+
+async def test_the_old_model_is_freed_without_the_garbage_collector(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Which no longer looks at what was loaded first: :mod:`service.garbage`."""
+    link, new = tmp_path / "link", tiny_checkpoint(tmp_path / "new", "qwen2", seed=5)
+    point(link, checkpoint)
+    scorer, settings = await loaded(link)
+    transport = httpx.ASGITransport(create_app(scorer, settings, metrics=scorer.metrics))
+    old = weakref.ref(scorer.replica("m").model)
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+        assert (await http.post("/score", json=BODY)).is_success
+        point(link, new)
+        gc.collect()
+        gc.disable()
+        try:
+            await scorer.reload()
+            await asyncio.gather(*scorer._retiring)
+            await asyncio.sleep(0)
+            assert (await http.post("/score", json=BODY)).is_success
+            assert old() is None
+        finally:
+            gc.enable()
     await scorer.close()
 
 
