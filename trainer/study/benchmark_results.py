@@ -11,10 +11,10 @@ from trainer.study.runs import record_path
 
 @dataclass(frozen=True)
 class BenchmarkResults:
-    """``values[arm][name]`` has a number per replicate of ``replicates``: those of which the primary
-    arms were measured; arms that were not measured in all of them are left out.
-    ``differences[arm][name]``: from the baseline, uncorrected. ``counts``: pairs or items, and those
-    without a score, the same in all runs but for ``train``."""
+    """``values[arm][name]`` has a number per replicate of ``replicates``: those of which the
+    primary arms were measured; arms that were not measured in all of them are left out.
+    ``differences[arm][name]``: from the baseline, uncorrected. ``counts``: pairs or items, and
+    those without a score, the same in all runs but for ``train``."""
 
     replicates: list[int]
     values: dict[str, dict[str, list[float]]]
