@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from functools import cache
 
 import torch
@@ -12,11 +13,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @cache
 def available() -> bool:
-    """Whether this process has a GPU and Triton, and ``SUMZERO_KERNELS`` is not ``none``."""
+    """Whether this process has a GPU, Triton and the C compiler that Triton calls, and
+    ``SUMZERO_KERNELS`` is not ``none``."""
     return (
         os.environ.get("SUMZERO_KERNELS", "").lower() != "none"
         and torch.cuda.is_available()
         and importlib.util.find_spec("triton") is not None
+        and any(shutil.which(name) for name in (os.environ.get("CC", "gcc"), "gcc", "clang"))
     )
 
 
