@@ -5,8 +5,8 @@ thirds of scoring's time on a processor with matrix tiles (AMX), and oneDNN's or
 the number of rows there. Here every element of a product is one sum in one order, so a score has
 the bits that it has alone by construction, and exactness costs nothing.
 
-In bfloat16 all is computed here where there is AMX; elsewhere, and in float32, linear layers stay
-with oneDNN or MKL. The library is built when the package is installed, if there is a C compiler
+All is computed here but products in float32 on Intel's processors, which MKL computes faster. The
+library is built when the package is installed, if there is a C compiler
 (GCC 11 or newer). Without it, or on another processor, PyTorch computes everything, more slowly.
 
 On a GPU attention, RMSNorm, rotation and gating are computed here (``gpu_attention.py``,

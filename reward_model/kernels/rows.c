@@ -17,7 +17,7 @@
 #include "rows.h"
 
 /* Changes with the arguments of any of these functions. */
-EXPORT int interface_version(void) { return 1; }
+EXPORT int interface_version(void) { return 2; }
 
 /* Whether the kernel lets this process use AMX; Linux wants to be asked. */
 #ifdef __linux__

@@ -1,4 +1,4 @@
-"""Products of matrix tiles against float64, and that a row's bits are its own."""
+"""Products of the kernels against float64, and that a row's bits are its own."""
 
 import pytest
 import torch
@@ -14,58 +14,73 @@ from reward_model.kernels.linear import (
     linear_suits,
     packed,
 )
+from tests.reward_model.conftest import LEVELS_AND_DTYPES
 
-pytestmark = pytest.mark.skipif(isa() is not Isa.AMX, reason="this processor has no matrix tiles")
+pytestmark = pytest.mark.skipif(isa() is Isa.NONE, reason="no kernels on this machine")
+everywhere = pytest.mark.parametrize(
+    ("kernels", "dtype"), LEVELS_AND_DTYPES, indirect=["kernels"], ids=str
+)
+in_bfloat16 = pytest.mark.skipif(isa() < Isa.AVX512_BF16, reason="no bfloat16 on this machine")
+# Half a unit in the last of bfloat16's 8 bits.
+ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-24}
 SHAPES = [(32, 32), (96, 160), (512, 1408), (1408, 512)]
 
 
-def factors(rows: int, inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:
+def factors(
+    rows: int, inner: int, outer: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, w, b = (
         torch.randn(s, generator=generator) for s in ((rows, inner), (outer, inner), (outer,))
     )
-    return x.bfloat16(), (w / inner**0.5).bfloat16(), b.bfloat16()
+    return x.to(dtype), (w / inner**0.5).to(dtype), b.to(dtype)
 
 
 @pytest.mark.parametrize(("inner", "outer"), SHAPES)
 @pytest.mark.parametrize("rows", [32, 64, 77, 500])
+@everywhere
 @torch.no_grad()
-def test_it_is_the_product_rounded_once(rows: int, inner: int, outer: int) -> None:
-    x, w, b = factors(rows, inner, outer)
+def test_it_is_the_product_rounded_once(
+    kernels: Isa, dtype: torch.dtype, rows: int, inner: int, outer: int
+) -> None:
+    x, w, b = factors(rows, inner, outer, dtype)
     exact = F.linear(x.double(), w.double(), b.double())
-    more = factors(rows, inner, outer)[0][:, :1].expand(rows, outer)
+    more = factors(rows, inner, outer, dtype)[0][:, :1].expand(rows, outer)
     for bias, residual, wanted in (
         (b, None, exact),
         (None, None, exact - b.double()),
         (b, more, exact + more.double()),
     ):
         error = (linear(x, w, bias, residual).double() - wanted).abs()
-        # Half a unit in the last of bfloat16's 8 bits, and what float32 rounds on the way.
-        assert bool((error <= wanted.abs() * 2**-8 + 1e-5).all())
+        # And what float32 rounds on the way.
+        assert bool((error <= wanted.abs() * ROUNDING[dtype] + 1e-5).all())
 
 
 @pytest.mark.parametrize(("inner", "outer"), SHAPES)
+@everywhere
 @torch.no_grad()
-def test_gated(inner: int, outer: int) -> None:
-    x, gate, _ = factors(100, inner, outer)
+def test_gated(kernels: Isa, dtype: torch.dtype, inner: int, outer: int) -> None:
+    x, gate, _ = factors(100, inner, outer, dtype)
     up = gate.roll(1, 0)
     wanted = F.silu(F.linear(x.double(), gate.double())) * F.linear(x.double(), up.double())
-    torch.testing.assert_close(gated_linear(x, gate, up).double(), wanted, atol=1e-4, rtol=2**-8)
+    torch.testing.assert_close(gated_linear(x, gate, up).double(), wanted, atol=1e-4, rtol=ROUNDING[dtype])
 
 
+@everywhere
 @torch.no_grad()
-def test_gelu_comes_before_the_residual() -> None:
-    x, w, b = factors(100, 96, 160)
-    x, more = 4 * x, torch.ones(100, 160, dtype=torch.bfloat16)
+def test_gelu_comes_before_the_residual(kernels: Isa, dtype: torch.dtype) -> None:
+    x, w, b = factors(100, 96, 160, dtype)
+    x, more = 4 * x, torch.ones(100, 160, dtype=dtype)
     wanted = F.gelu(F.linear(x.double(), w.double(), b.double())) + 1
     found = linear(x, w, b, more, gelu=True)
-    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=2**-8)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
+@everywhere
 @torch.no_grad()
-def test_a_row_depends_on_nothing_else(threads: int) -> None:
-    x, w, b = factors(2048, 1408, 512)
+def test_a_row_depends_on_nothing_else(kernels: Isa, dtype: torch.dtype, threads: int) -> None:
+    x, w, b = factors(2048, 1408, 512, dtype)
     whole, gated = linear(x, w, b), gated_linear(x, w, w)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -78,25 +93,33 @@ def test_a_row_depends_on_nothing_else(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+@everywhere
 @torch.no_grad()
-def test_strided_rows() -> None:
-    x, w, _ = factors(64, 192, 96)
+def test_strided_rows(kernels: Isa, dtype: torch.dtype) -> None:
+    x, w, _ = factors(64, 192, 96, dtype)
     wide = torch.cat([x, x], dim=1)
     assert torch.equal(linear(wide[:, :192], w), linear(x, w))
     assert torch.equal(linear(x.t().contiguous().t(), w), linear(x, w))
     assert torch.equal(linear(x, w.t().contiguous().t()), linear(x, w))
 
 
+@everywhere
 @torch.no_grad()
-def test_what_stays_with_pytorch() -> None:
-    x, w, _ = factors(64, 96, 160)
+def test_what_stays_with_pytorch(
+    kernels: Isa, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reward_model.kernels.linear.preferred", lambda: True)
+    x, w, _ = factors(64, 96, 160, dtype)
     assert linear_suits(x, w)
     assert not linear_suits(x[:31], w), "fewer rows than a block has"
     assert not linear_suits(x[:, :80], w[:, :80])
     assert not linear_suits(x, w[:150])
-    assert not linear_suits(x.float(), w.float())
+    assert not linear_suits(x.double(), w.double())
+    monkeypatch.setattr("reward_model.kernels.linear.preferred", lambda: False)
+    assert linear_suits(x, w) == (dtype is torch.bfloat16), "MKL is the faster one in float32"
 
 
+@in_bfloat16
 @torch.no_grad()
 def test_a_kept_weight_follows_its_changes() -> None:
     layer = KernelLinear(64, 64, bias=False).bfloat16()
@@ -110,6 +133,7 @@ def test_a_kept_weight_follows_its_changes() -> None:
     assert torch.equal(layer(x), -2 * first)
 
 
+@in_bfloat16
 @torch.no_grad()
 def test_large_weights_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reward_model.kernels.linear.KEPT_BYTES", 64 * 64)

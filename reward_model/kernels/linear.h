@@ -1,0 +1,133 @@
+/* Linear layers of one kind of ELEMENT. */
+
+/* w [outer, inner] as columns of 16, each [inner / 32] tiles. */
+EXPORT void OF(pack_weight)(const ELEMENT *w, long outer, long inner, ELEMENT *to, long threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long n = 0; n < outer; n += COLUMNS)
+        OF(pack_rows)(w + n * inner, inner, outer - n, inner, to + n * inner);
+}
+
+typedef struct {
+    const ELEMENT *x;
+    long x_row;
+    const ELEMENT *first, *second; /* packed: the two halves of a block's columns */
+    const ELEMENT *bias, *residual;
+    ELEMENT *out;
+    long out_row, rows, outer, inner;
+    int gated, curved, isa; /* silu and a product of halves; gelu */
+} OF(Product);
+
+/* Rows [skip, 32) of a block's sums, c, which starts at row and column. */
+static void OF(finish)(const OF(Product) * p, const float *c, long row, long skip, long column)
+{
+    for (long r = skip; r < ROWS; r++) {
+        __m512 left = _mm512_load_ps(c + r * 32), right = _mm512_load_ps(c + r * 32 + 16);
+        ELEMENT *to = p->out + (row + r) * p->out_row + column;
+        if (p->gated) {
+            OF(store)(to, _mm512_mul_ps(_mm512_mul_ps(left, sigmoid(left)), right));
+            continue;
+        }
+        if (p->bias) {
+            left = _mm512_add_ps(left, OF(load)(p->bias + column));
+            right = _mm512_add_ps(right, OF(load)(p->bias + column + 16));
+        }
+        if (p->curved) {
+            left = gelu(left);
+            right = gelu(right);
+        }
+        if (p->residual) {
+            const ELEMENT *more = p->residual + (row + r) * p->out_row + column;
+            left = _mm512_add_ps(left, OF(load)(more));
+            right = _mm512_add_ps(right, OF(load)(more + 16));
+        }
+        OF(store)(to, left);
+        OF(store)(to + 16, right);
+    }
+}
+
+/* Rows [from, to) by columns [first, last). The last block starts early enough to be whole. */
+static void OF(part)(const OF(Product) * p, long from, long to, long first, long last)
+{
+    float c[ROWS * 32] __attribute__((aligned(64)));
+    long width = p->gated ? 16 : 32, steps = p->inner / STEP;
+    long group = GROUP_BYTES / ((long)sizeof(ELEMENT) * 32 * p->inner) * width;
+    group = group < width ? width : group;
+    for (long begin = first; begin < last; begin += group) {
+        long end = begin + group < last ? begin + group : last;
+        for (long row = from; row < to; row += ROWS) {
+            long start = row + ROWS <= p->rows ? row : p->rows - ROWS;
+            for (long n = begin; n < end; n += width) {
+                const ELEMENT *b0 = p->first + n * p->inner;
+                const ELEMENT *b1 = p->gated ? p->second + n * p->inner : b0 + COLUMNS * p->inner;
+                OF(block)(p->isa, p->x + start * p->x_row, p->x_row, b0, b1, steps, c, 32, 0);
+                OF(finish)(p, c, start, row - start, n);
+            }
+        }
+    }
+}
+
+/* The output in rectangles, which threads take one after another: one that has to wait for its core
+   (a server has other work, too) holds up no other. */
+static void OF(run)(const OF(Product) * p, long threads)
+{
+    long blocks = (p->rows + ROWS - 1) / ROWS, width = p->gated ? 16 : 32;
+    long columns = p->outer / width;
+    long down = (blocks + ROWS_AT_ONCE / ROWS - 1) / (ROWS_AT_ONCE / ROWS);
+    long across = down < threads ? (threads + down - 1) / down : 1;
+    across = across < columns ? across : columns;
+#pragma omp parallel num_threads(threads)
+    {
+        take_tiles(p->isa);
+#pragma omp for schedule(dynamic)
+        for (long i = 0; i < down * across; i++) {
+            long y = i % down, x = i / down;
+            long from = blocks * y / down * ROWS, to = blocks * (y + 1) / down * ROWS;
+            OF(part)(p, from, to < p->rows ? to : p->rows, columns * x / across * width,
+                     columns * (x + 1) / across * width);
+        }
+        give_tiles_back(p->isa);
+    }
+}
+
+/* out [rows, outer] = f(x [rows, inner] . w^T + bias) + residual, f being gelu or nothing; outer
+   and inner multiples of 32, at least 32 rows. out and residual are dense. */
+EXPORT void OF(linear)(const ELEMENT *x, long x_row, const ELEMENT *packed, const ELEMENT *bias,
+                       const ELEMENT *residual, long curved, ELEMENT *out, long rows, long outer,
+                       long inner, long threads, long isa)
+{
+    OF(Product)
+    p = {.x = x,
+         .x_row = x_row,
+         .first = packed,
+         .bias = bias,
+         .residual = residual,
+         .out = out,
+         .out_row = outer,
+         .rows = rows,
+         .outer = outer,
+         .inner = inner,
+         .curved = curved,
+         .isa = isa};
+    OF(run)(&p, threads);
+}
+
+/* out [rows, outer] = silu(x . g^T) * (x . u^T). */
+EXPORT void OF(gated_linear)(const ELEMENT *x, long x_row, const ELEMENT *packed_g,
+                             const ELEMENT *packed_u, ELEMENT *out, long rows, long outer,
+                             long inner, long threads, long isa)
+{
+    OF(Product)
+    p = {.x = x,
+         .x_row = x_row,
+         .first = packed_g,
+         .second = packed_u,
+         .out = out,
+         .out_row = outer,
+         .rows = rows,
+         .outer = outer,
+         .inner = inner,
+         .gated = 1,
+         .isa = isa};
+    OF(run)(&p, threads);
+}
