@@ -26,9 +26,7 @@ ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-24}
 SHAPES = [(32, 32), (96, 160), (512, 1408), (1408, 512)]
 
 
-def factors(
-    rows: int, inner: int, outer: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+def factors(rows: int, inner: int, outer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, w, b = (
         torch.randn(s, generator=generator) for s in ((rows, inner), (outer, inner), (outer,))
@@ -63,7 +61,8 @@ def test_gated(kernels: Isa, dtype: torch.dtype, inner: int, outer: int) -> None
     x, gate, _ = factors(100, inner, outer, dtype)
     up = gate.roll(1, 0)
     wanted = F.silu(F.linear(x.double(), gate.double())) * F.linear(x.double(), up.double())
-    torch.testing.assert_close(gated_linear(x, gate, up).double(), wanted, atol=1e-4, rtol=ROUNDING[dtype])
+    found = gated_linear(x, gate, up).double()
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=ROUNDING[dtype])
 
 
 @everywhere
