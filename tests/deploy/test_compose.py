@@ -58,8 +58,18 @@ def test_one_pinned_base_is_under_every_image() -> None:
 
 def test_settings_given_by_environment_exist() -> None:
     environment = SERVICES["score"]["environment"] | SERVICES["score-gpu"]["environment"]
-    for name in environment:
+    for name in environment.keys() - {"TRITON_CACHE_DIR"}:
         assert name.removeprefix("SUMZERO_").lower() in ServiceSettings.model_fields
+
+
+def test_compiled_kernels_can_be_loaded_from_where_they_are_kept() -> None:
+    service = SERVICES["score-gpu"]
+    (cache,) = [
+        mount
+        for mount in service["tmpfs"]
+        if mount.startswith(service["environment"]["TRITON_CACHE_DIR"] + ":")
+    ]
+    assert "exec" in cache.partition(":")[2].split(",")
 
 
 def test_prometheus_and_grafana_are_pinned_and_mount_what_is_there() -> None:
