@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from reward_model.kernels.library import Isa, call, isa, level, suits
 from reward_model.linear import preferred
@@ -13,6 +14,8 @@ KEPT_BYTES = 1 << 30
 """A model whose linear weights are smaller keeps them packed as well. Packing takes 3 to 8 % of the
 product of 2,048 rows; a large model's weights are packed at every use, and none is kept twice."""
 _PACKED = "_sumzero_packed"
+_steps = 0
+"""Of all optimisers of this process."""
 
 
 class KernelLinear(CutLinear):
@@ -85,7 +88,7 @@ def add_product(residual: Tensor, input: Tensor, weight: Tensor) -> Tensor:
 
 def packed(weight: Tensor) -> Tensor:
     """A weight as the kernels read it. Kept on the weight where :func:`keep_packed` said so."""
-    state = (weight.data_ptr(), None if weight.is_inference() else weight._version)
+    state = (weight.data_ptr(), None if weight.is_inference() else weight._version, _steps)
     kept: tuple[object, Tensor | None] | None = getattr(weight, _PACKED, None)
     if kept is not None and kept[1] is not None and kept[0] == state:
         return kept[1]
@@ -95,6 +98,15 @@ def packed(weight: Tensor) -> Tensor:
     if kept is not None and not weight.is_inference():
         setattr(weight, _PACKED, (state, result))
     return result
+
+
+def _count_step(*_: object) -> None:
+    global _steps
+    _steps += 1
+
+
+# Fused optimisers change weights without counting a version.
+register_optimizer_step_post_hook(_count_step)
 
 
 def keep_packed(model: nn.Module) -> None:

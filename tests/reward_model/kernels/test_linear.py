@@ -132,6 +132,23 @@ def test_a_kept_weight_follows_its_changes() -> None:
     assert torch.equal(layer(x), -2 * first)
 
 
+@everywhere
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_kept_weight_follows_an_optimiser(kernels: Isa, dtype: torch.dtype, fused: bool) -> None:
+    layer = KernelLinear(64, 64, bias=False).to(dtype)
+    keep_packed(nn.Sequential(layer))
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
+    x = torch.randn(64, 64).to(dtype)
+    for _ in range(2):
+        with torch.no_grad():
+            linear(x, layer.weight)
+        layer(x).sum().backward()
+        optimiser.step()
+        with torch.no_grad():
+            found, wanted = linear(x, layer.weight), F.linear(x.double(), layer.weight.double())
+        torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=2**-7)
+
+
 @in_bfloat16
 @torch.no_grad()
 def test_large_weights_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
