@@ -6,8 +6,8 @@ the number of rows there. Here every element of a product is one sum in one orde
 the bits that it has alone by construction, and exactness costs nothing.
 
 All is computed here but products in float32 on Intel's processors, which MKL computes faster. The
-library is built when the package is installed, if there is a C compiler
-(GCC 11 or newer). Without it, or on another processor, PyTorch computes everything, more slowly.
+library is built when the package is installed, if there is a C compiler (GCC 11 or newer). Without
+it, or on another processor, PyTorch computes everything, more slowly.
 
 On a GPU attention, RMSNorm, rotation and gating are computed here (``gpu_attention.py``,
 ``gpu_rows.py``), and products by cuBLASLt (:func:`reward_model.numerics.fix_cuda_sums`).

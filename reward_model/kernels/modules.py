@@ -16,7 +16,6 @@ from reward_model.kernels import gpu, rows
 from reward_model.kernels.library import Isa, isa, suits
 from reward_model.kernels.linear import (
     KernelLinear,
-    add_product,
     gated_linear,
     keep_packed,
     linear,
@@ -227,9 +226,17 @@ def project(layer: nn.Linear, x: Tensor, residual: Tensor | None) -> Tensor:
     if _is_plain(layer, x):
         return linear(x, layer.weight, layer.bias, residual)
     if residual is not None and type(layer) is KernelLinear and layer.bias is None and x.is_cuda:
-        return add_product(residual, x, layer.weight)
+        return _add_product(residual, x, layer.weight)
     output: Tensor = layer(x)
     return output if residual is None else residual + output
+
+
+def _add_product(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """residual + x · weightᵀ, written over ``residual``; by PyTorch, in one pass."""
+    outer, inner = weight.shape
+    residual = residual.contiguous()
+    residual.view(-1, outer).addmm_(x.reshape(-1, inner), weight.t())
+    return residual
 
 
 def _is_plain(layer: nn.Linear, x: Tensor) -> bool:

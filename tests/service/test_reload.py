@@ -30,6 +30,11 @@ async def loaded(path: Path) -> tuple[EmbeddedScorer, ServiceSettings]:
     return scorer, settings
 
 
+def client(scorer: EmbeddedScorer, settings: ServiceSettings) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(create_app(scorer, settings, metrics=scorer.metrics))
+    return httpx.AsyncClient(transport=transport, base_url="http://service")
+
+
 def point(link: Path, target: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(target)
@@ -41,8 +46,7 @@ async def test_the_new_version_answers_and_the_old_series_ends(
     link, new = tmp_path / "link", tiny_checkpoint(tmp_path / "new", "qwen2", seed=5)
     point(link, checkpoint)
     scorer, settings = await loaded(link)
-    transport = httpx.ASGITransport(create_app(scorer, settings, metrics=scorer.metrics))
-    async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+    async with client(scorer, settings) as http:
         before = (await http.post("/score", json=BODY)).json()
         point(link, new)
         await scorer.reload()
@@ -65,9 +69,8 @@ async def test_the_old_model_is_freed_without_the_garbage_collector(
     link, new = tmp_path / "link", tiny_checkpoint(tmp_path / "new", "qwen2", seed=5)
     point(link, checkpoint)
     scorer, settings = await loaded(link)
-    transport = httpx.ASGITransport(create_app(scorer, settings, metrics=scorer.metrics))
     old = weakref.ref(scorer.replica("m").model)
-    async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+    async with client(scorer, settings) as http:
         assert (await http.post("/score", json=BODY)).is_success
         point(link, new)
         gc.collect()

@@ -1,6 +1,7 @@
 """Attention by the kernels against its definition, and that a row's bits are its own."""
 
 import random
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.skipif(isa() is Isa.NONE, reason="no kernels on this ma
 everywhere = pytest.mark.parametrize(
     ("kernels", "dtype"), LEVELS_AND_DTYPES, indirect=["kernels"], ids=str
 )
+Attention = Callable[..., Tensor]
 LENGTHS = (1, 7, 63, 64, 65, 145, 300, 520, 1100)
 
 
@@ -61,6 +63,62 @@ def by_definition(
     return output.transpose(1, 2)
 
 
+def assert_is_attention(
+    attention: Attention, packed: PackedBatch, drawn: Sequence[Tensor], tolerance: float,
+    device: str = "cpu", window: int | None = None, softcap: float | None = None,
+) -> None:  # fmt: skip
+    """Of all rows, and of those that a score is read from."""
+    query, key, value = drawn
+    scale = query.shape[3] ** -0.5
+    wanted = by_definition(query, key, value, packed, scale, window, softcap)
+    there, key, value = packed.to(device), key.to(device), value.to(device)
+    options = {"scale": scale, "window": window, "softcap": softcap}
+    found = attention(query.to(device), key, value, there, **options).cpu()
+    torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)
+    rows_N = packed.last_N if packed.causal else packed.first_N
+    some = torch.cat([query[:, :, rows_N], torch.full_like(query[:, :, :2], torch.nan)], dim=2)
+    few = attention(some.to(device), key, value, there, rows_N.to(device), **options).cpu()
+    count = len(rows_N)
+    torch.testing.assert_close(
+        few[:, :count].double(), wanted[:, rows_N], atol=tolerance, rtol=tolerance
+    )
+    assert not few[:, count:].any()
+
+
+def assert_rows_are_their_own(
+    attention: Attention, table: Sequence[Tensor], everything: list[list[int]], count: int,
+    causal: bool, window: int | None, device: str = "cpu", seed: int = 0,
+) -> None:  # fmt: skip
+    """Rows of the same tokens carry the same numbers; what they give must have the same bits."""
+    table = [x.to(device) for x in table]
+
+    def run(batch: list[list[int]], share: bool) -> list[Tensor]:
+        packed = pack(batch, causal=causal, share_prefix=share).to(device)
+        drawn = [x[:, :, packed.token_ids_T].contiguous() for x in table]
+        output = attention(*drawn, packed, scale=0.125, window=window)
+        last = attention(
+            drawn[0][:, :, packed.last_N], *drawn[1:], packed, packed.last_N, scale=0.1
+        )
+        return [
+            torch.cat([output[0, packed.rows(n)], last[0, n : n + 1]]) for n in range(len(batch))
+        ]
+
+    order = random.Random(seed).sample(range(len(everything)), count)
+    for index, found in zip(order, run([everything[i] for i in order], True), strict=True):
+        assert torch.equal(found, run([everything[index]], False)[0])
+
+
+def assert_nothing_spoils_others(attention: Attention, device: str = "cpu") -> None:
+    packed = pack([[1, 2, 3], [4] * 70], causal=True).to(device)
+    drawn = [x.to(device) for x in inputs(len(packed.token_ids_T), 2, 2, 32, torch.float32)]
+    clean = attention(*drawn, packed, scale=0.2)
+    drawn[1][0, :, 1] = torch.nan
+    drawn[2][0, :, 2] = torch.inf
+    found = attention(*drawn, packed, scale=0.2)
+    assert not found[0, 1:3].isfinite().all()
+    assert torch.equal(found[0, 3:], clean[0, 3:])
+
+
 @everywhere
 @pytest.mark.parametrize(
     ("causal", "heads", "key_heads", "dim", "window", "softcap"),
@@ -80,61 +138,25 @@ def test_it_is_attention(
     softcap: float | None, dtype: torch.dtype,
 ) -> None:  # fmt: skip
     packed = pack(sequences(), causal=causal)
-    rows = len(packed.token_ids_T)
-    query, key, value = inputs(rows, heads, key_heads, dim, dtype)
-    assert attention_suits(query, key, value)
-    options = {"scale": dim**-0.5, "window": window, "softcap": softcap}
-    wanted = by_definition(query, key, value, packed, **options)
+    drawn = inputs(len(packed.token_ids_T), heads, key_heads, dim, dtype)
+    assert attention_suits(*drawn)
     tolerance = 0.02 if dtype is torch.bfloat16 else 2e-6
-    found = attention(query, key, value, packed, **options)
-    torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)
-    rows_N = packed.last_N if causal else packed.first_N
-    some = torch.cat([query[:, :, rows_N], torch.full_like(query[:, :, :2], torch.nan)], dim=2)
-    few = attention(some, key, value, packed, rows_N, **options)
-    count = len(rows_N)
-    torch.testing.assert_close(
-        few[:, :count].double(), wanted[:, rows_N], atol=tolerance, rtol=tolerance
-    )
-    assert not few[:, count:].any()
+    assert_is_attention(attention, packed, drawn, tolerance, window=window, softcap=softcap)
 
 
 @everywhere
 @pytest.mark.parametrize("causal", [True, False])
 @torch.no_grad()
 def test_a_sequence_depends_on_nothing_else(kernels: Isa, causal: bool, dtype: torch.dtype) -> None:
-    """Rows of the same tokens carry the same numbers; what they give must have the same bits."""
     table = inputs(100, 4, 2, 64, dtype)
-
-    def run(batch: list[list[int]], share: bool) -> list[Tensor]:
-        packed = pack(batch, causal=causal, share_prefix=share)
-        drawn = [x[:, :, packed.token_ids_T].contiguous() for x in table]
-        output = attention(*drawn, packed, scale=0.125, window=150)
-        last = attention(
-            drawn[0][:, :, packed.last_N], *drawn[1:], packed, packed.last_N, scale=0.1
-        )
-        return [
-            torch.cat([output[0, packed.rows(n)], last[0, n : n + 1]]) for n in range(len(batch))
-        ]
-
     assert attention_suits(*table)
-    everything = sequences(1)
-    alone = [run([one], False)[0] for one in everything]
     for seed in range(3):
-        order = random.Random(seed).sample(range(len(everything)), 9)
-        for index, found in zip(order, run([everything[i] for i in order], True), strict=True):
-            assert torch.equal(found, alone[index])
+        assert_rows_are_their_own(attention, table, sequences(1), 9, causal, 150, seed=seed)
 
 
 @torch.no_grad()
 def test_a_sequence_that_is_not_finite_spoils_no_other() -> None:
-    packed = pack([[1, 2, 3], [4] * 70], causal=True)
-    drawn = [x.clone() for x in inputs(len(packed.token_ids_T), 2, 2, 32, torch.float32)]
-    clean = attention(*drawn, packed, scale=0.2)
-    drawn[1][0, :, 1] = torch.nan
-    drawn[2][0, :, 2] = torch.inf
-    found = attention(*drawn, packed, scale=0.2)
-    assert not found[0, 1:3].isfinite().all()
-    assert torch.equal(found[0, 3:], clean[0, 3:])
+    assert_nothing_spoils_others(attention)
 
 
 def test_what_stays_with_pytorch() -> None:
