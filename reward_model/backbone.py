@@ -6,6 +6,7 @@ sequence per forward instead, by its own attention: slower, and exact all the sa
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +53,17 @@ def use_own_attention(model: PreTrainedModel) -> None:
 def is_causal(model: nn.Module) -> bool | None:
     """Whether a token sees only what precedes it, by the attention layers' own word.
 
-    None where they say nothing.
+    None where they say nothing. Looked up once: a forward asks, and there are many layers.
     """
+    if model not in _CAUSAL:
+        _CAUSAL[model] = _told_causal(model)
+    return _CAUSAL[model]
+
+
+_CAUSAL: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
+
+
+def _told_causal(model: nn.Module) -> bool | None:
     told = {
         bool(module.is_causal)
         for module in model.modules()

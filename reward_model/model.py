@@ -22,7 +22,7 @@ from reward_model.custom import custom_rewards, is_custom
 from reward_model.device import as_device
 from reward_model.encode import Encoder
 from reward_model.errors import CheckpointError
-from reward_model.kernels.modules import use_kernels
+from reward_model.kernels.use import use_kernels
 from reward_model.linear import use_onednn
 from reward_model.lora import Adapter
 from reward_model.memory import keep_freed_memory

@@ -5,6 +5,7 @@
    of 512, with a running maximum. So what a row gives depends on its own chain and on nothing else.
  */
 
+#include "kernels.h"
 #include "vector.h"
 
 #define TILE 64
@@ -15,24 +16,6 @@
 #define ROW (BLOCK + 16)
 #define WEIGHTS_ROW (BLOCK + 32)
 #define MINUS_INFINITY (-__builtin_inff())
-
-typedef struct {
-    const void *query, *key, *value;
-    void *out;
-    long query_row, query_head, key_row, key_head, value_row, value_head, out_row, out_head;
-    long heads, key_heads, dim;
-    /* The tiles of the batch: first row, and number of rows. */
-    const int32_t *tile_rows, *tile_lengths;
-    long tiles;
-    /* The tasks: first query row, rows, position of the first, and the tiles whose keys they see
-       (from chain_starts[t] on in chains), chain_keys[t] keys altogether. */
-    const int32_t *task_rows, *task_counts, *task_positions, *chain_starts, *chain_keys, *chains;
-    long tasks;
-    long causal, window, stacked;
-    float scale, softcap;
-    void *packed; /* key_heads * tiles * 2 * 64 * (dim rounded up to 32) */
-    long threads, isa;
-} Attention;
 
 static long wide(const Attention *a) { return (a->dim + STEP - 1) / STEP * STEP; }
 

@@ -122,24 +122,57 @@ def attention(
         queries, asked = tiles.of_rows(rows_N), len(rows_N)
     output = query.new_empty(1, rows, heads, dim)
     output[0, asked:] = 0
-    filled = -(-dim // MULTIPLE) * MULTIPLE
-    scratch = query.new_empty(key.shape[1] * len(tiles.rows) * 2 * TILE * filled)
-    kernel("attention", query.dtype)(ctypes.byref(_Arguments(
-        query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr(),
-        query.stride(2), query.stride(1), key.stride(2), key.stride(1),
-        value.stride(2), value.stride(1), output.stride(1), output.stride(2),
-        heads, key.shape[1], dim,
-        tiles.rows.data_ptr(), tiles.counts.data_ptr(), len(tiles.rows),
-        queries.rows.data_ptr(), queries.counts.data_ptr(), queries.positions.data_ptr(),
-        queries.starts.data_ptr(), queries.keys.data_ptr(), queries.chains.data_ptr(),
-        len(queries.rows), packed.causal, window or 0, rows_N is not None,
-        scale, softcap or 0.0, scratch.data_ptr(), torch.get_num_threads(), isa(),
-    )))  # fmt: skip
+    scratch = query.new_empty(scratch_elements(packed, key.shape[1], dim))
+    arguments = Arguments.of(
+        packed, queries, heads, key.shape[1], dim,
+        scale=scale, window=window, softcap=softcap, stacked=rows_N is not None,
+    )  # fmt: skip
+    arguments.packed = scratch.data_ptr()
+    for side, tensor in (("query", query), ("key", key), ("value", value)):
+        setattr(arguments, side, tensor.data_ptr())
+        setattr(arguments, f"{side}_row", tensor.stride(2))
+        setattr(arguments, f"{side}_head", tensor.stride(1))
+    arguments.out = output.data_ptr()
+    arguments.out_row, arguments.out_head = output.stride(1), output.stride(2)
+    kernel("attention", query.dtype)(ctypes.byref(arguments))
     return output
 
 
-class _Arguments(ctypes.Structure):
-    """``Attention`` in ``attention.c``."""
+def scratch_elements(packed: PackedBatch, key_heads: int, dim: int) -> int:
+    """What attention over a batch needs room for, in elements."""
+    filled = -(-dim // MULTIPLE) * MULTIPLE
+    return key_heads * len(Queries.of_tiles(packed).rows) * 2 * TILE * filled
+
+
+class Arguments(ctypes.Structure):
+    """``Attention`` in ``kernels.h``."""
+
+    @classmethod
+    def of(
+        cls,
+        packed: PackedBatch,
+        queries: Queries,
+        heads: int,
+        key_heads: int,
+        dim: int,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        stacked: bool = False,
+    ) -> "Arguments":
+        """All but what is read and written. ``packed`` and ``queries`` have to outlive it."""
+        tiles = Queries.of_tiles(packed)
+        return cls(
+            heads=heads, key_heads=key_heads, dim=dim,
+            tile_rows=tiles.rows.data_ptr(), tile_lengths=tiles.counts.data_ptr(),
+            tiles=len(tiles.rows),
+            task_rows=queries.rows.data_ptr(), task_counts=queries.counts.data_ptr(),
+            task_positions=queries.positions.data_ptr(), chain_starts=queries.starts.data_ptr(),
+            chain_keys=queries.keys.data_ptr(), chains=queries.chains.data_ptr(),
+            tasks=len(queries.rows), causal=packed.causal, window=window or 0, stacked=stacked,
+            scale=scale, softcap=softcap or 0.0, threads=torch.get_num_threads(), isa=isa(),
+        )  # fmt: skip
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("query", "key", "value", "out")),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reward_model.kernels import gpu
 
-_INTERFACE = 2
+_INTERFACE = 3
 _MODULE = "reward_model.kernels._library"
 _AVX512 = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "fma3")
 

@@ -1,5 +1,6 @@
 /* Linear layers: x . w^T + bias, and silu(x . g^T) * (x . u^T). */
 
+#include "kernels.h"
 #include "vector.h"
 
 #define ROWS 32

@@ -92,6 +92,11 @@ def packed(weight: Tensor) -> Tensor:
     return result
 
 
+def is_kept(weight: Tensor) -> bool:
+    """Whether a weight is packed once, and not at every use."""
+    return hasattr(weight, _PACKED) and not weight.is_inference()
+
+
 def _count_step(*_: object) -> None:
     global _steps
     _steps += 1

@@ -1,7 +1,6 @@
-"""Layers of transformers that score with the kernels, in place of their own operations.
+"""Parts of transformers' layers that score with the kernels, in place of their own operations.
 
-A layer keeps its parameters and its class, a subclass of which it becomes; with gradients, in other
-dtypes and on other machines it computes as before.
+With gradients, in other dtypes and on other machines a part computes as before.
 """
 
 from typing import Any
@@ -12,48 +11,15 @@ from transformers.activations import GELUActivation, SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from reward_model.attention import IMPLEMENTATION
-from reward_model.kernels import gpu, rows
-from reward_model.kernels.library import Isa, isa, suits
+from reward_model.kernels import rows
+from reward_model.kernels.library import suits
 from reward_model.kernels.linear import (
     KernelLinear,
     gated_linear,
-    keep_packed,
     linear,
     linear_suits,
 )
-from reward_model.linear import Linear
 from reward_model.reading import Keys, KeysTaken, Reading
-from reward_model.row_cuts import CutLinear
-
-_DECODERS = ("Llama", "Mistral", "Qwen2", "Qwen3")
-_ENCODERS = ("Bert", "Roberta", "XLMRoberta", "Electra")
-"""Architectures of transformers whose layers differ in nothing that matters here."""
-
-
-def use_kernels(model: nn.Module) -> None:
-    """Let every layer of ``model`` that kernels exist for use them; in place."""
-    if isa() is Isa.NONE and not gpu.available():
-        return
-    classes: dict[type, type] = {}
-    for module in model.modules():
-        own = type(module)
-        if own not in classes:
-            classes[own] = _with_kernels(own)
-        module.__class__ = classes[own]
-    keep_packed(model)
-
-
-def _with_kernels(own: type) -> type:
-    """A subclass of a layer's class, of the same name, or the class itself."""
-    if own in (nn.Linear, Linear, CutLinear):
-        return KernelLinear
-    if own is nn.LayerNorm:
-        return KernelLayerNorm
-    if own.__module__.startswith("transformers.models."):
-        for layer, names in _LAYERS.items():
-            if own.__name__ in names:
-                return type(own.__name__, (layer, own), {"__module__": own.__module__})
-    return own
 
 
 class KernelNorm(nn.Module):
@@ -78,25 +44,6 @@ class KernelLayerNorm(nn.LayerNorm):
         if plain and suits(input, weight):
             return rows.layer_norm(input, weight, self.bias, self.eps)
         return super().forward(input)
-
-
-class KernelLayer(nn.Module):
-    """A decoder layer, whose last projections add what they are added to."""
-
-    input_layernorm: nn.Module
-    self_attn: "KernelAttention"
-    post_attention_layernorm: nn.Module
-    mlp: "KernelMLP"
-
-    def forward(self, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        if arguments or not suits(hidden_states):
-            own: Tensor = super().forward(hidden_states, *arguments, **options)
-            return own
-        x = self.input_layernorm(hidden_states)
-        hidden_states, _ = self.self_attn(hidden_states=x, residual=hidden_states, **options)
-        x = self.post_attention_layernorm(hidden_states)
-        output: Tensor = self.mlp(x, residual=hidden_states)
-        return output
 
 
 class KernelMLP(nn.Module):
@@ -209,16 +156,6 @@ class KernelOutput(nn.Module):
             return own
         output: Tensor = self.LayerNorm(project(self.dense, hidden_states, input_tensor))
         return output
-
-
-_LAYERS: dict[type, tuple[str, ...]] = {
-    KernelNorm: tuple(f"{name}RMSNorm" for name in _DECODERS),
-    KernelMLP: tuple(f"{name}MLP" for name in _DECODERS),
-    KernelAttention: tuple(f"{name}Attention" for name in _DECODERS),
-    KernelLayer: tuple(f"{name}DecoderLayer" for name in _DECODERS),
-    KernelIntermediate: tuple(f"{name}Intermediate" for name in _ENCODERS),
-    KernelOutput: tuple(f"{name}{part}" for name in _ENCODERS for part in ("SelfOutput", "Output")),
-}
 
 
 def project(layer: nn.Linear, x: Tensor, residual: Tensor | None) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from reward_model.kernels.layers import KernelEncoderLayer, KernelLayer
 from reward_model.kernels.library import Isa
 from reward_model.kernels.linear import KernelLinear
 from reward_model.kernels.modules import (
     KernelAttention,
     KernelIntermediate,
-    KernelLayer,
     KernelLayerNorm,
     KernelMLP,
     KernelNorm,
@@ -28,7 +28,7 @@ from tests.reward_model.test_architectures import sequences
 
 ALIKE = ["llama", "mistral", "qwen2", "qwen3"]
 OF_DECODERS = {KernelNorm, KernelMLP, KernelAttention, KernelLayer}
-OF_ENCODERS = {KernelIntermediate, KernelOutput, KernelLayerNorm}
+OF_ENCODERS = {KernelIntermediate, KernelOutput, KernelLayerNorm, KernelEncoderLayer}
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}
 
 
