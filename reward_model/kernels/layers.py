@@ -39,7 +39,7 @@ class KernelLayer(nn.Module):
         if arguments or not suits(hidden_states):
             own: Tensor = super().forward(hidden_states, *arguments, **options)
             return own
-        if _wants_all_rows(options) and (parts := self._parts(hidden_states)) is not None:
+        if wants_all_rows(options) and (parts := self._parts(hidden_states)) is not None:
             cosine, sine = options["position_embeddings"]
             if suits(hidden_states, cosine, sine) and cosine.shape[-1] == parts.head_dim:
                 rotation = cosine.contiguous(), sine.contiguous()
@@ -85,7 +85,7 @@ class KernelEncoderLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor:
         alone = all(argument is None for argument in arguments)
-        if alone and suits(hidden_states) and not self.training and _wants_all_rows(options):
+        if alone and suits(hidden_states) and not self.training and wants_all_rows(options):
             parts = self._parts(hidden_states)
             if parts is not None:
                 return layer(parts, hidden_states.contiguous(), options["packed"])
@@ -117,7 +117,7 @@ class KernelEncoderLayer(nn.Module):
         )  # fmt: skip
 
 
-def _wants_all_rows(options: Mapping[str, Any]) -> bool:
+def wants_all_rows(options: Mapping[str, Any]) -> bool:
     """Whether a layer is called over a packed batch, and for every row."""
     reading: Reading | None = options.get("reading")
     return (

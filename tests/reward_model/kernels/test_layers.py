@@ -67,7 +67,7 @@ def test_one_call_has_the_bits_of_many(
     whole.clear()  # loading tries the model
     scores = score_token_ids(model, sequences())
     assert len(whole) == 2, "all layers but the last, which is asked for few rows"
-    monkeypatch.setattr(layers, "_wants_all_rows", lambda options: False)
+    monkeypatch.setattr(layers, "wants_all_rows", lambda options: False)
     assert score_token_ids(model, sequences()) == scores
     assert len(whole) == 2
 
@@ -83,7 +83,7 @@ def test_every_row_of_every_layer(
     with torch.inference_mode():
         together = packed_hidden_states(model.backbone, packed)
         assert len(whole) == 3
-        monkeypatch.setattr(layers, "_wants_all_rows", lambda options: False)
+        monkeypatch.setattr(layers, "wants_all_rows", lambda options: False)
         assert torch.equal(packed_hidden_states(model.backbone, packed), together)
     assert len(whole) == 3
 
