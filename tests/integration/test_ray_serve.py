@@ -179,16 +179,20 @@ def test_the_page_finds_the_queue_of_every_model(running: Running) -> None:
 
 
 async def test_a_running_forward_does_not_delay_health(running: Running) -> None:
-    long_items = [{"token_ids": [5 + index % 50] * 1500} for index in range(64)]
+    long_items = [{"token_ids": [5 + index % 50] * (1300 + index)} for index in range(200)]
+    meanwhile = []
     async with httpx.AsyncClient(base_url=running.url, timeout=300) as client:
         scoring = asyncio.create_task(client.post("/score", json={"items": long_items}))
-        await asyncio.sleep(0.5)
-        answers = [await client.get("/ready") for _ in range(5)]
-        still_scoring = not scoring.done()
+        await asyncio.sleep(0.1)
+        while not scoring.done():
+            ready = await client.get("/ready")
+            if not scoring.done():
+                meanwhile.append(ready.status_code)
         answer = await scoring
     assert answer.status_code == 200
-    assert still_scoring, "the forward was over before health was asked: make it longer"
-    assert [ready.status_code for ready in answers] == [200] * 5
+    # One that waited for the forward would come after it.
+    assert len(meanwhile) >= 5, "the forward was over before health was asked, or held it up"
+    assert set(meanwhile) == {200}
 
 
 async def test_a_killed_replica_loses_no_request(running: Running) -> None:

@@ -20,6 +20,7 @@ def write_page(settings: PolicyStudySettings, results: Results) -> None:
         f"each, {_world(settings)}. The primary endpoint is the difference in {PRIMARY} between "
         f"{settings.primary} and {settings.baseline} at β = {settings.primary_beta:g}.",
     )
+    page.text(_effort(results))
     page.heading("Against the baseline")
     page.table(
         ["arm", "β", "measure", "Δ", "95 % (t)", "p", "p (Holm)", "detectable"],
@@ -81,6 +82,15 @@ def _world(settings: PolicyStudySettings) -> str:
         return "in the demo's town"
     proxies = text.backbone or text.policy
     return f"on {text.source}; policy {text.policy}, proxies from {proxies}, gold {text.gold}"
+
+
+def _effort(results: Results) -> str:
+    minutes = [sum(record.ran["seconds"].values()) / 60 for record in results.records]
+    processors = sorted({record.ran["processor"] for record in results.records})
+    return (
+        f"{statistics.median(minutes):.1f} minutes a seed (median), every arm and β of it; "
+        f"processor: {', '.join(processors)}."
+    )
 
 
 def spread(numbers: Sequence[float]) -> str:

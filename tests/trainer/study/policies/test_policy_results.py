@@ -40,7 +40,8 @@ def settings(tmp_path: Path) -> PolicyStudySettings:
             for arm, more, end in (("bt", 0.0, 4.0), ("bsr", gain, 8.0))
         ]
         identity = identity_of(settings, seed)
-        record = SeedRecord(identity, {"bt": (0.0, 1.0)}, {}, courses, {})
+        ran = {"seconds": {"sft": 30.0, "rloo": 30.0 * seed}, "processor": f"number {seed % 2}"}
+        record = SeedRecord(identity, {"bt": (0.0, 1.0)}, {}, courses, ran)
         record.write(record_path(settings, seed))
     return settings
 
@@ -96,6 +97,9 @@ def test_the_pages_are_written(settings: PolicyStudySettings) -> None:
     assert len(written) == 10
     text = (settings.output_dir / "report.html").read_text()
     assert "3 of 4 seeds" in text
+    assert (
+        "1.5 minutes a seed (median), every arm and β of it; processor: number 0, number 1." in text
+    )
     assert "(primary)" in text
 
 
