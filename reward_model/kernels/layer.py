@@ -75,7 +75,7 @@ def layer(
         _address(cosine), _address(sine), rows, width, inner, packed.computed_tokens,
         *(_Projection(_address(weight), None if one is None else _address(one.bias))
           for weight, one in zip(weights, linears, strict=True)),
-        *(map(_norm, (parts.before, parts.after, parts.query_norm, parts.key_norm))),
+        *map(_norm, (parts.before, parts.after, parts.query_norm, parts.key_norm)),
     )  # fmt: skip
     name = "encoder_layer" if parts.gate is None else "decoder_layer"
     kernel(name, x.dtype)(ctypes.byref(whole))

@@ -39,7 +39,8 @@ class KernelLayer(nn.Module):
         if arguments or not suits(hidden_states):
             own: Tensor = super().forward(hidden_states, *arguments, **options)
             return own
-        if wants_all_rows(options) and (parts := self._parts(hidden_states)) is not None:
+        whole = wants_all_rows(options) and not hidden_states.is_cuda
+        if whole and (parts := self._parts(hidden_states)) is not None:
             cosine, sine = options["position_embeddings"]
             if suits(hidden_states, cosine, sine) and cosine.shape[-1] == parts.head_dim:
                 rotation = cosine.contiguous(), sine.contiguous()
@@ -84,11 +85,10 @@ class KernelEncoderLayer(nn.Module):
     output: KernelOutput
 
     def forward(self, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        alone = all(argument is None for argument in arguments)
-        if alone and suits(hidden_states) and not self.training and wants_all_rows(options):
-            parts = self._parts(hidden_states)
-            if parts is not None:
-                return layer(parts, hidden_states.contiguous(), options["packed"])
+        whole = wants_all_rows(options) and not (hidden_states.is_cuda or self.training)
+        alone = all(argument is None for argument in arguments) and suits(hidden_states)
+        if whole and alone and (parts := self._parts(hidden_states)) is not None:
+            return layer(parts, hidden_states.contiguous(), options["packed"])
         own: Tensor = super().forward(hidden_states, *arguments, **options)
         return own
 
