@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.connection import Connection
 from benchmarks.scoring import checkpoint, texts
 from benchmarks.servers import CLIENTS, Load, our_body, our_server
+from reward_model.scoring import CPU_BATCH_TOKENS
 from service.garbage import spare_what_is_loaded
 
 OVERLOAD_FACTOR, OVERLOAD_QUEUE_TOKENS = 10, 16384
@@ -88,7 +89,9 @@ async def _flood(url: str, rate: float, seconds: float) -> dict[str, object]:
         # As the service timed them: without the client, which here takes part of the same cores.
         "accepted_p99_seconds_in_service": _p99(in_service),
         # What waits when one gets in, its own tokens, and two batches: the running one and its own.
-        "promise_seconds": round((OVERLOAD_QUEUE_TOKENS + 1024 + 2 * 2048) / throughput, 3),
+        "promise_seconds": round(
+            (OVERLOAD_QUEUE_TOKENS + 1024 + 2 * CPU_BATCH_TOKENS) / throughput, 3
+        ),
         "tokens_per_second": round(throughput),
         "memory_mib": {
             "after_a_third": round(memory[settled], 1),

@@ -8,15 +8,23 @@ from torch import Tensor
 from reward_model.model import RewardModel
 from reward_model.packing import shared_tokens
 
-CPU_BATCH_TOKENS = 2048
+CPU_BATCH_TOKENS = 4096
 """What a CPU computes at once: more rows fill its matrix products no better, and leave its caches.
-A 30M-parameter decoder ran 1.2 times as fast with 2,048 rows at a time as with 16,384."""
+A 30M-parameter decoder ran 1.05 times as fast with 4,096 rows at a time as with 2,048, whose every
+batch fetches the weights anew, and no faster with 8,192."""
+CPU_QUICK_BATCH_TOKENS = 2048
+"""Nearly as fast, and over in half the time: for a server with little to do."""
 DEVICE_BATCH_TOKENS = 16384
 
 
 def default_batch_tokens(device: torch.device | str) -> int:
     """Tokens to compute in one forward where nobody says how many."""
     return CPU_BATCH_TOKENS if torch.device(device).type == "cpu" else DEVICE_BATCH_TOKENS
+
+
+def quick_batch_tokens(device: torch.device | str) -> int:
+    """The same where others may come meanwhile and wait."""
+    return CPU_QUICK_BATCH_TOKENS if torch.device(device).type == "cpu" else DEVICE_BATCH_TOKENS
 
 
 def batches(

@@ -2,7 +2,7 @@
 
 An idle replica starts at once with what is there; while it computes, the next batch gathers. There
 is no timer. First come, first served: a batch is the head of the queue, as much as its token budget
-holds. Equal sequences that wait or compute at the same time are computed once.
+holds, which is larger where much waits. Equal sequences that wait or compute at the same time are computed once.
 """
 
 import asyncio
@@ -61,6 +61,8 @@ class Batcher:
         compute: scores one batch; blocks; runs in ``executor``.
         max_batch_tokens: budget of one batch, counted as the tokens left to compute after sharing
             with the sequence before. A longer sequence is a batch of its own.
+        quick_batch_tokens: the budget while little waits, by default the same. Half of what waits
+            is taken where that is more: who comes then waits longer for the queue than for a batch.
         max_queue_tokens: tokens that may wait. A request that finds the queue empty is always
             admitted, so that a request larger than the queue is not refused for ever.
         share_prefix: whether sequences with equal leading tiles cost less.
@@ -78,12 +80,14 @@ class Batcher:
         *,
         max_batch_tokens: int,
         max_queue_tokens: int,
+        quick_batch_tokens: int | None = None,
         share_prefix: bool = True,
         tokens_per_second: float = 0.0,
         remember: Callable[[Any, float], None] = lambda key, score: None,
     ) -> None:
         self.name = name
         self.max_batch_tokens = max_batch_tokens
+        self.quick_batch_tokens = quick_batch_tokens or max_batch_tokens
         self.max_queue_tokens = max_queue_tokens
         self.queued_tokens = 0
         self.tokens_per_second = tokens_per_second
@@ -194,7 +198,7 @@ class Batcher:
     def _take_batch(self) -> list[Work]:
         """The head of the queue, as much as the token budget holds."""
         batch: list[Work] = []
-        budget = self.max_batch_tokens
+        budget = min(self.max_batch_tokens, max(self.quick_batch_tokens, self.queued_tokens // 2))
         while self._queue:
             work = self._queue[0]
             if work.waiters > 0:

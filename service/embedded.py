@@ -176,6 +176,7 @@ class EmbeddedScorer:
             thread,
             self.metrics,
             max_batch_tokens=settings.batch_tokens,
+            quick_batch_tokens=settings.quick_batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,
             share_prefix=settings.share_prefix and replica.model.causal,
             tokens_per_second=replica.tokens_per_second,

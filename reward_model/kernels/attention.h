@@ -151,7 +151,7 @@ EXPORT void OF(attention)(const Attention *a)
     {
         static _Thread_local OF(Scratch) own;
         take_tiles(a->isa);
-#pragma omp for schedule(dynamic, 4)
+#pragma omp for schedule(dynamic)
         for (long i = 0; i < a->key_heads * a->tiles; i++)
             OF(pack_tile)(a, i / a->tiles, i % a->tiles);
 #pragma omp for schedule(dynamic)

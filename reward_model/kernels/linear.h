@@ -68,23 +68,22 @@ static void OF(part)(const OF(Product) * p, long from, long to, long first, long
 }
 
 /* The output in rectangles, which threads take one after another: one that has to wait for its core
-   (a server has other work, too) holds up no other. */
+   (a server has other work, too) holds up no other. Towards the end they become smaller, so that no
+   thread waits long for the last. */
 static void OF(run)(const OF(Product) * p, long threads)
 {
-    long blocks = (p->rows + ROWS - 1) / ROWS, width = p->gated ? 16 : 32;
-    long columns = p->outer / width;
-    long down = (blocks + ROWS_AT_ONCE / ROWS - 1) / (ROWS_AT_ONCE / ROWS);
-    long across = down < threads ? (threads + down - 1) / down : 1;
+    long down = (p->rows + ROWS - 1) / ROWS, width = p->gated ? 16 : 32;
+    long columns = p->outer / width, across = down < threads ? (2 * threads + down - 1) / down : 2;
     across = across < columns ? across : columns;
+    long next = 0;
 #pragma omp parallel num_threads(threads)
     {
         take_tiles(p->isa);
-#pragma omp for schedule(dynamic)
-        for (long i = 0; i < down * across; i++) {
-            long y = i % down, x = i / down;
-            long from = blocks * y / down * ROWS, to = blocks * (y + 1) / down * ROWS;
-            OF(part)(p, from, to < p->rows ? to : p->rows, columns * x / across * width,
-                     columns * (x + 1) / across * width);
+        long count;
+        for (long i; (i = take(&next, down * across, across, threads, &count)) >= 0;) {
+            long y = i / across, x = i % across, to = (y + (count + across - 1) / across) * ROWS;
+            OF(part)(p, y * ROWS, to < p->rows ? to : p->rows, columns * x / across * width,
+                     columns * (count < across ? x + 1 : across) / across * width);
         }
         give_tiles_back(p->isa);
     }

@@ -106,6 +106,15 @@ async def test_a_batch_is_the_head_of_the_queue_within_the_budget(machine: Machi
     assert [s for batch in machine.batches for s in batch] == sequences
 
 
+async def test_while_little_waits_a_batch_is_small_and_else_half_of_what_waits(
+    machine: Machine,
+) -> None:
+    sequences = [(n, 0, 0, 0, 0) for n in range(1, 31)]
+    await submit(make(machine, budget=60, quick_batch_tokens=20), *sequences)
+    # 150 tokens wait, then 90, 45 and 25.
+    assert [len(batch) for batch in machine.batches] == [12, 9, 4, 4, 1]
+
+
 async def test_a_sequence_over_the_budget_is_a_batch_of_its_own(machine: Machine) -> None:
     await submit(make(machine, budget=10), (1,), (2,) * 50, (3,))
     assert [[len(s) for s in batch] for batch in machine.batches] == [[1], [50], [1]]
