@@ -2,7 +2,8 @@
 
 An idle replica starts at once with what is there; while it computes, the next batch gathers. There
 is no timer. First come, first served: a batch is the head of the queue, as much as its token budget
-holds, which is larger where much waits. Equal sequences that wait or compute at the same time are computed once.
+holds, which is larger where much waits. Equal sequences that wait or compute at the same time are
+computed once.
 """
 
 import asyncio
