@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from reward_model.packing import shared_tokens
+from reward_model.scoring import first_batch
 from service.errors import DeadlinePassed, QueueFull, ServiceError, Unavailable
 from service.logs import log_fault
 from service.metrics import Metrics
@@ -200,17 +200,12 @@ class Batcher:
         """The head of the queue, as much as the token budget holds."""
         batch: list[Work] = []
         budget = min(self.max_batch_tokens, max(self.quick_batch_tokens, self.queued_tokens // 2))
-        while self._queue:
-            work = self._queue[0]
+        waiting = (work.token_ids for work in self._queue if work.waiters > 0)
+        count = first_batch(waiting, budget, share_prefix=self._share_prefix)
+        while self._queue and len(batch) < count:
+            work = self._queue.popleft()
             if work.waiters > 0:
-                cost = len(work.token_ids)
-                if batch and self._share_prefix:
-                    cost -= shared_tokens(batch[-1].token_ids, work.token_ids)
-                if batch and cost > budget:
-                    break
-                budget -= cost
                 batch.append(work)
-            self._queue.popleft()
         now = time.monotonic()
         for work in batch:
             work.started = now

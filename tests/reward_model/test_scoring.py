@@ -34,6 +34,15 @@ def test_batches_count_what_is_left_to_compute() -> None:
     assert len(list(batches([*group, [7] * 20], 170, share_prefix=False))) == 4
 
 
+def test_a_group_is_not_cut_where_its_prompt_would_be_computed_twice() -> None:
+    """Two groups of 128 + 4 · 10 fill 336 of 490 tokens; half of a third would fit, too."""
+    groups = [[[g] * 128 + [100 + n] * 10 for n in range(4)] for g in range(3)]
+    sequences = [one for group in groups for one in group]
+    assert list(batches(sequences, 490, share_prefix=True)) == [range(8), range(8, 12)]
+    # One whose groups are larger than the budget is cut all the same, where it is full.
+    assert [len(run) for run in batches(sequences, 160, share_prefix=True)] == [3, 1, 3, 1, 3, 1]
+
+
 @pytest.fixture(scope="module", params=["qwen2", "gemma2", "modernbert"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
     path = tiny_checkpoint(tmp_path_factory.mktemp("m") / request.param, request.param)
