@@ -9,10 +9,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.connection import Connection
 from benchmarks.scoring import checkpoint, texts
 from benchmarks.servers import CLIENTS, Load, our_body, our_server
-from reward_model.scoring import CPU_BATCH_TOKENS
+from reward_model.scoring import default_batch_tokens
 from service.garbage import spare_what_is_loaded
 
 OVERLOAD_FACTOR, OVERLOAD_QUEUE_TOKENS = 10, 16384
@@ -29,10 +31,11 @@ def overload(dtype: str, seconds: float) -> dict[str, object]:
             started = time.perf_counter()
             load.send(url, our_body, warm)
             capacity = len(warm) / (time.perf_counter() - started)
-            return asyncio.run(_flood(url, OVERLOAD_FACTOR * capacity, seconds))
+            batch_tokens = default_batch_tokens("cpu", getattr(torch, dtype))
+            return asyncio.run(_flood(url, OVERLOAD_FACTOR * capacity, seconds, batch_tokens))
 
 
-async def _flood(url: str, rate: float, seconds: float) -> dict[str, object]:
+async def _flood(url: str, rate: float, seconds: float, batch_tokens: int) -> dict[str, object]:
     """``rate`` requests a second, each on whatever connection is free, or a new one."""
     statuses: dict[str, int] = {}
     accepted: list[float] = []
@@ -89,9 +92,7 @@ async def _flood(url: str, rate: float, seconds: float) -> dict[str, object]:
         # As the service timed them: without the client, which here takes part of the same cores.
         "accepted_p99_seconds_in_service": _p99(in_service),
         # What waits when one gets in, its own tokens, and two batches: the running one and its own.
-        "promise_seconds": round(
-            (OVERLOAD_QUEUE_TOKENS + 1024 + 2 * CPU_BATCH_TOKENS) / throughput, 3
-        ),
+        "promise_seconds": round((OVERLOAD_QUEUE_TOKENS + 1024 + 2 * batch_tokens) / throughput, 3),
         "tokens_per_second": round(throughput),
         "memory_mib": {
             "after_a_third": round(memory[settled], 1),

@@ -170,7 +170,8 @@ def run(shape: str, dtype: str, rounds: int, count: int) -> dict[str, object]:
 
 def packed_rows(model: RewardModel, sequences: list[list[int]]) -> list[int]:
     """The rows of each packed batch that scores ``sequences``."""
-    runs = batches(sequences, default_batch_tokens(model.device), share_prefix=model.causal)
+    budget = default_batch_tokens(model.device, model.dtype)
+    runs = batches(sequences, budget, share_prefix=model.causal)
     return [len(model.pack([sequences[i] for i in run]).token_ids_T) for run in runs]
 
 

@@ -48,8 +48,9 @@ def run(dtype: str, arguments: argparse.Namespace) -> dict[str, object]:
         path = checkpoint(Path(directory) / "model", "qwen2")
         urls = {
             "ours": (stack.enter_context(our_server(path, dtype)), our_body),
-            "padded": (stack.enter_context(padded_server(path, dtype)), padded_body),
         }
+        if arguments.padded:
+            urls["padded"] = (stack.enter_context(padded_server(path, dtype)), padded_body)
         if arguments.vllm and VLLM_PYTHON.exists():
             urls["vllm"] = (stack.enter_context(vllm_server(path, dtype)), vllm_body)
         seconds, differing = compare(path, dtype, urls, arguments)
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--overload", type=float, default=60.0, metavar="SECONDS")
+    parser.add_argument("--padded", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--vllm", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     results: list[dict[str, object]] = []

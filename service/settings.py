@@ -66,8 +66,9 @@ class ScoringSettings(Settings):
     share_prefix: bool = True
     """Compute a common token prefix once; changes no score."""
     max_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens computed in one forward; bounds the peak memory. By default 4,096 on a CPU, which
-    gains nothing by more, and 16,384 elsewhere. A CPU takes 2,048 while little waits."""
+    """Tokens computed in one forward; bounds the peak memory. By default 4,096 on a CPU (2,048
+    in float32), which gains nothing by more, and 16,384 elsewhere. A CPU takes 2,048 while little
+    waits."""
     cache_mib: int = Field(64, ge=0)
     """Memory for exact results of earlier requests, all models together; 0 turns it off."""
     chat_format: ChatFormatName | None = None
@@ -79,11 +80,14 @@ class ScoringSettings(Settings):
 
     @property
     def batch_tokens(self) -> int:
-        """``max_batch_tokens``, or what suits the device."""
+        """``max_batch_tokens``, or what suits device and dtype."""
         # Imported here: the help text and a wrong flag should not wait for torch.
+        import torch
+
         from reward_model.scoring import default_batch_tokens
 
-        return self.max_batch_tokens or default_batch_tokens(self.device)
+        dtype = getattr(torch, self.dtype)
+        return self.max_batch_tokens or default_batch_tokens(self.device, dtype)
 
     @property
     def quick_batch_tokens(self) -> int:

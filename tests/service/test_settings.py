@@ -34,6 +34,22 @@ def test_a_directory_is_named_by_its_own_name(
     assert models(read("--model", ".")) == [("best", ".")]
 
 
+@pytest.mark.parametrize(
+    ("options", "budget", "quick"),
+    [
+        ((), 2048, 2048),
+        (("--dtype", "bfloat16"), 4096, 2048),
+        (("--dtype", "bfloat16", "--max_batch_tokens", "100"), 100, 100),
+        (("--device", "cuda"), 16384, 16384),
+    ],
+)
+def test_a_batch_has_what_suits_device_and_dtype(
+    options: tuple[str, ...], budget: int, quick: int
+) -> None:
+    settings = read("--model", "/m", *options)
+    assert (settings.batch_tokens, settings.quick_batch_tokens) == (budget, quick)
+
+
 def test_two_models_of_one_name_are_refused() -> None:
     with pytest.raises(UsageError, match="two models are named 'x'"):
         read("--model", "/a/x", "/b/x")

@@ -52,7 +52,7 @@ class CheckpointSource:
         self.name = name
         self.model_version = model.model_version
         self.truncation: Truncation = truncation
-        self.max_batch_tokens = max_batch_tokens or default_batch_tokens(model.device)
+        self.max_batch_tokens = max_batch_tokens or default_batch_tokens(model.device, model.dtype)
 
     @torch.inference_mode()
     def score(self, conversations: Sequence[Conversation]) -> Scores:
