@@ -9,10 +9,10 @@ from reward_model.model import RewardModel
 from reward_model.packing import shared_tokens
 
 CPU_BATCH_TOKENS = 4096
-"""What a CPU computes at once in 16 bits, and half of it in 32: more rows fill its products no better,
-and leave its caches. A 30M-parameter decoder ran 1.05 times as fast in bfloat16 with 4,096 rows as
-with 2,048, whose every batch fetches the weights anew, and no faster with 8,192. In float32 it gained
-1.03, or lost a seventh where others used the same cache."""
+"""What a CPU computes at once in 16 bits, and half of it in 32: more rows fill its products no
+better, and leave its caches. A 30M-parameter decoder ran 1.05 times as fast in bfloat16 with 4,096
+rows as with 2,048, whose every batch fetches the weights anew, and no faster with 8,192. In float32
+it gained 1.03, or lost a seventh where others used the same cache."""
 CPU_QUICK_BATCH_TOKENS = 2048
 """Nearly as fast, and over in half the time: for a server with little to do."""
 DEVICE_BATCH_TOKENS = 16384
