@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reward_model.model import RewardModel
+from reward_model.packing import count_computed_tokens
 from reward_model.scoring import batches, score_token_ids
 from tests.checkpoints import tiny_checkpoint
 
@@ -18,6 +19,21 @@ def test_batches_keep_order_and_budget(lengths: list[int], budget: int) -> None:
     assert [index for run in runs for index in run] == list(range(len(lengths)))
     for run in runs:
         assert len(run) == 1 or sum(lengths[index] for index in run) <= budget
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 90)), max_size=30), st.integers(1, 600))
+def test_what_a_batch_computes_is_within_the_budget(
+    members: list[tuple[int, int]], budget: int
+) -> None:
+    """Sequences that share prompts of 0, 1 and 2 tiles with their neighbours."""
+    sequences = [
+        [prompt] * 64 * prompt + [10 + index] * own for index, (prompt, own) in enumerate(members)
+    ]
+    runs = list(batches(sequences, budget, share_prefix=True))
+    assert [index for run in runs for index in run] == list(range(len(members)))
+    for run in runs:
+        computed = count_computed_tokens([sequences[index] for index in run], causal=True)
+        assert len(run) == 1 or computed <= budget
 
 
 def test_batches_by_hand() -> None:
