@@ -98,8 +98,9 @@ check_service() {
   docker exec "$id" sh -c 'touch /opt/sumzero/x' 2>/dev/null && fail "the root file system is writable"
   check_metrics "$id"
   say "kernels in the image: $(docker exec "$id" python -c '
-from reward_model.kernels.library import isa, library
-print("none" if library() is None else f"built, this machine has {isa().name.lower()}")')"
+from reward_model.kernels.library import Isa, isa, library
+built = [level.name.lower() for level in (Isa.AVX2, Isa.AVX512) if library(level)]
+print(*(built or ["none"]), "built; this machine has", isa().name.lower())')"
   say "killing the service inside its container: the restart policy brings it back"
   docker exec "$id" python -c '
 import os, signal

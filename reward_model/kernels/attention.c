@@ -38,15 +38,15 @@ static Range seen(const Attention *a, long task, long i)
 static void scale_row(float *row, long width, float by)
 {
     for (long d = 0; d < width; d += 16)
-        _mm512_store_ps(row + d, _mm512_mul_ps(_mm512_load_ps(row + d), _mm512_set1_ps(by)));
+        store_f32(row + d, multiply(load_f32(row + d), each(by)));
 }
 
 /* tanh(x by) */
 static void cap_row(float *row, long width, float by)
 {
     for (long n = 0; n < width; n += 16) {
-        __m512 x = _mm512_mul_ps(_mm512_load_ps(row + n), _mm512_set1_ps(by));
-        _mm512_store_ps(row + n, hyperbolic_tangent(x));
+        floats x = multiply(load_f32(row + n), each(by));
+        store_f32(row + n, hyperbolic_tangent(x));
     }
 }
 

@@ -1,9 +1,9 @@
 /* The kernel of attention.c for one type of ELEMENT. */
 
 typedef struct {
-    ELEMENT query[TILE * 256] __attribute__((aligned(64)));
+    OF(factor) query[TILE * 256] __attribute__((aligned(64)));
     float logits[TILE * ROW] __attribute__((aligned(64)));
-    ELEMENT weights[TILE * WEIGHTS_ROW] __attribute__((aligned(64)));
+    OF(factor) weights[TILE * WEIGHTS_ROW] __attribute__((aligned(64)));
     float sums[TILE * (256 + 16)] __attribute__((aligned(64)));
     float highest[TILE], total[TILE];
 } OF(Scratch);
@@ -29,48 +29,46 @@ static void OF(pack_tile)(const Attention *a, long head, long tile)
     for (long column = 0; column < dim; column += COLUMNS)
         for (long step = 0; step < TILE; step += STEP)
             OF(pack_terms)(value + step * a->value_row + column, a->value_row, length - step,
-                           first(a->dim - column), values + column * TILE + step * COLUMNS);
+                           a->dim - column, values + column * TILE + step * COLUMNS);
 }
 
 /* Logits of one row in a block of keys to weights, [start, stop) of which are seen; returns what
    earlier sums are to be multiplied with. ``highest`` is kept in units of log2, before a weight is
    2^(logit scale log2 e - highest). */
-static float OF(weigh)(const Attention *a, float *logits, ELEMENT *weights, long start, long stop,
-                       long width, float *highest, float *total)
+static float OF(weigh)(const Attention *a, float *logits, OF(factor) * weights, long start,
+                       long stop, long width, float *highest, float *total)
 {
-    __m512 low = _mm512_set1_ps(MINUS_INFINITY), most = low;
+    floats low = each(MINUS_INFINITY), most = low;
     float unit = (a->softcap ? a->softcap : a->scale) * LOG2_E;
     if (a->softcap)
         cap_row(logits, width, a->scale / a->softcap);
     for (long n = start > 0 ? start / 16 * 16 : 0; n < width && n < stop; n += 16) {
-        __mmask16 some = first(stop - n) & ~first(start - n);
-        most = _mm512_mask_max_ps(most, some, most, _mm512_load_ps(logits + n));
+        most = larger_some(most, between(start - n, stop - n), load_f32(logits + n));
     }
-    float before = *highest, now = _mm512_reduce_max_ps(most) * unit;
+    float before = *highest, now = largest_of(most) * unit;
     if (!(now > before))
         now = before;
     if (now == MINUS_INFINITY) { /* nothing seen yet */
-        memset(weights, 0, sizeof(ELEMENT) * width);
+        memset(weights, 0, sizeof *weights * width);
         return 0;
     }
-    __m512 by = _mm512_set1_ps(unit), shift = _mm512_set1_ps(now), sum = _mm512_setzero_ps();
+    floats by = each(unit), shift = each(now), sum = each(0);
     for (long n = 0; n < width; n += 16) {
-        __mmask16 some = first(stop - n) & ~first(start - n);
-        __m512 x = _mm512_fmsub_ps(_mm512_load_ps(logits + n), by, shift);
-        __m512 weight = _mm512_maskz_mov_ps(some, exponential2(x));
-        sum = _mm512_add_ps(sum, OF(store)(weights + n, weight));
+        floats x = fma_subtract(load_f32(logits + n), by, shift);
+        floats weight = only(between(start - n, stop - n), exponential2(x));
+        sum = add(sum, OF(store_factor)(weights + n, weight));
     }
     float again = 0;
     if (before != MINUS_INFINITY)
-        again = before == now ? 1 : _mm512_cvtss_f32(exponential2(_mm512_set1_ps(before - now)));
+        again = before == now ? 1 : first_of(exponential2(each(before - now)));
     *highest = now;
-    *total = *total * again + _mm512_reduce_add_ps(sum);
+    *total = *total * again + sum_of(sum);
     return again;
 }
 
 /* logits [32, width] of query rows q with the keys from base on. */
 static void OF(multiply_keys)(const Attention *a, const int32_t *chain, long key_head,
-                              const ELEMENT *q, long base, long width, float *logits)
+                              const OF(factor) * q, long base, long width, float *logits)
 {
     long dim = wide(a);
     for (long n = 0; n < width; n += STEP) {
@@ -82,7 +80,7 @@ static void OF(multiply_keys)(const Attention *a, const int32_t *chain, long key
 
 /* sums [32, dim] (+)= weights [32, width] . the values from base on. */
 static void OF(add_values)(const Attention *a, const int32_t *chain, long key_head,
-                           const ELEMENT *weights, long base, long width, float *sums, int more)
+                           const OF(factor) * weights, long base, long width, float *sums, int more)
 {
     for (long d = 0; d < wide(a); d += 2 * COLUMNS)
         for (long n = 0; n < width; n += TILE) {
@@ -106,9 +104,9 @@ static void OF(attend)(const Attention *a, long task, long unit, OF(Scratch) * o
     query += a->task_rows[task] * a->query_row + head * a->query_head;
     out += a->task_rows[task] * a->out_row + head * a->out_head;
 
-    memset(own->query, 0, sizeof(ELEMENT) * (rows > HALF ? TILE : HALF) * dim);
+    memset(own->query, 0, sizeof *own->query * (rows > HALF ? TILE : HALF) * dim);
     for (long i = 0; i < rows; i++) {
-        memcpy(own->query + i * dim, query + i * query_step, sizeof(ELEMENT) * a->dim);
+        OF(keep)(own->query + i * dim, query + i * query_step, a->dim);
         own->highest[i] = MINUS_INFINITY;
         own->total[i] = 0;
     }
@@ -138,9 +136,8 @@ static void OF(attend)(const Attention *a, long task, long unit, OF(Scratch) * o
     }
     for (long i = 0; i < rows; i++)
         for (long d = 0; d < a->dim; d += 16) {
-            __m512 sums = _mm512_load_ps(own->sums + i * sums_row + d);
-            OF(store_some)(out + i * out_step + d,
-                           _mm512_div_ps(sums, _mm512_set1_ps(own->total[i])), first(a->dim - d));
+            floats sums = load_f32(own->sums + i * sums_row + d);
+            OF(store_some)(out + i * out_step + d, divide(sums, each(own->total[i])), a->dim - d);
         }
 }
 

@@ -13,28 +13,32 @@ from torch import Tensor
 
 from reward_model.kernels import gpu
 
-_INTERFACE = 3
-_MODULE = "reward_model.kernels._library"
-_AVX512 = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "fma3")
+_INTERFACE = 4
+_AVX2 = ("avx2", "fma3")
+_AVX512 = (*_AVX2, "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")
 
 
 class Isa(IntEnum):
     """What the kernels multiply with, worse to better."""
 
     NONE = 0
-    AVX512 = 1
-    AVX512_BF16 = 2
-    AMX = 3
+    AVX2 = 1
+    AVX512 = 2
+    AVX512_BF16 = 3
+    AMX = 4
 
 
-_LEAST = {torch.float32: Isa.AVX512, torch.bfloat16: Isa.AVX512_BF16}
+_NATIVE = {torch.float32: Isa.AVX2, torch.bfloat16: Isa.AVX512_BF16}
+"""The least that has products of a dtype; below it AVX2 widens bfloat16 to float32."""
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The shared library beside this file; None where it could not be built, or not anew."""
-    spec = importlib.util.find_spec(_MODULE)
+def library(best: Isa) -> ctypes.CDLL | None:
+    """The shared library beside this file for a level; None where it could not be built, or not
+    anew."""
+    registers = "avx2" if best is Isa.AVX2 else "avx512"
+    spec = importlib.util.find_spec(f"reward_model.kernels._{registers}")
     if spec is None or spec.origin is None:
         return None
     try:
@@ -53,9 +57,12 @@ def isa() -> Isa:
 
 
 def _found() -> Isa:
-    loaded, has = library(), torch.cpu.get_capabilities()
-    if loaded is None or not all(has.get(name) for name in _AVX512):
+    has = torch.cpu.get_capabilities()
+    if not all(has.get(name) for name in _AVX2) or library(Isa.AVX2) is None:
         return Isa.NONE
+    loaded = library(Isa.AVX512)
+    if loaded is None or not all(has.get(name) for name in _AVX512):
+        return Isa.AVX2
     if not has.get("avx512_bf16"):
         return Isa.AVX512
     amx = has.get("amx_bf16") and has.get("amx_tile") and loaded.ask_for_amx()
@@ -64,8 +71,9 @@ def _found() -> Isa:
 
 def level(dtype: torch.dtype, device: torch.device) -> Isa:
     """What kernels multiply tensors of ``dtype`` on ``device`` with."""
-    known = device.type == "cpu" and dtype in _LEAST and isa() >= _LEAST[dtype]
-    return isa() if known else Isa.NONE
+    if device.type != "cpu" or dtype not in _NATIVE:
+        return Isa.NONE
+    return isa() if isa() >= _NATIVE[dtype] else min(isa(), Isa.AVX2)
 
 
 def used(dtype: torch.dtype, device: torch.device) -> str:
@@ -87,12 +95,13 @@ def suits(*tensors: Tensor) -> bool:
 
 
 def kernel(name: str, dtype: torch.dtype) -> Callable[..., Any]:
-    """A function of the library, for one dtype.
+    """A function of the best library that this machine has for a dtype.
 
     Raises:
-        RuntimeError: there is no library.
+        RuntimeError: there is none.
     """
-    if (loaded := library()) is None:
+    best = level(dtype, torch.device("cpu"))
+    if best is Isa.NONE or (loaded := library(best)) is None:
         raise RuntimeError("the kernels were not built: is there a C compiler?")
     function: Callable[..., Any] = getattr(loaded, f"{name}_{_SUFFIX[dtype]}")
     return function

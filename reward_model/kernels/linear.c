@@ -3,7 +3,6 @@
 #include "kernels.h"
 #include "vector.h"
 
-#define ROWS 32
 #define BLOCKS_AT_ONCE 4
 #define GROUP_BYTES (1 << 20) /* of a packed weight that stay in a core's cache at once */
 

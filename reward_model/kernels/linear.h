@@ -22,15 +22,15 @@ typedef struct {
 static void OF(finish)(const OF(Product) * p, const float *c, long row, long skip, long column)
 {
     for (long r = skip; r < ROWS; r++) {
-        __m512 left = _mm512_load_ps(c + r * 32), right = _mm512_load_ps(c + r * 32 + 16);
+        floats left = load_f32(c + r * 32), right = load_f32(c + r * 32 + 16);
         ELEMENT *to = p->out + (row + r) * p->out_row + column;
         if (p->gated) {
-            OF(store)(to, _mm512_mul_ps(_mm512_mul_ps(left, sigmoid(left)), right));
+            OF(store)(to, multiply(multiply(left, sigmoid(left)), right));
             continue;
         }
         if (p->bias) {
-            left = _mm512_add_ps(left, OF(load)(p->bias + column));
-            right = _mm512_add_ps(right, OF(load)(p->bias + column + 16));
+            left = add(left, OF(load)(p->bias + column));
+            right = add(right, OF(load)(p->bias + column + 16));
         }
         if (p->curved) {
             left = gelu(left);
@@ -38,8 +38,8 @@ static void OF(finish)(const OF(Product) * p, const float *c, long row, long ski
         }
         if (p->residual) {
             const ELEMENT *more = p->residual + (row + r) * p->out_row + column;
-            left = _mm512_add_ps(left, OF(load)(more));
-            right = _mm512_add_ps(right, OF(load)(more + 16));
+            left = add(left, OF(load)(more));
+            right = add(right, OF(load)(more + 16));
         }
         OF(store)(to, left);
         OF(store)(to + 16, right);
@@ -50,17 +50,26 @@ static void OF(finish)(const OF(Product) * p, const float *c, long row, long ski
 static void OF(part)(const OF(Product) * p, long from, long to, long first, long last)
 {
     float c[ROWS * 32] __attribute__((aligned(64)));
-    long width = p->gated ? 16 : 32, steps = p->inner / STEP;
+    long width = p->gated ? 16 : 32, terms = OF(terms_at_once)(p->inner);
     long group = GROUP_BYTES / ((long)sizeof(ELEMENT) * 32 * p->inner) * width;
     group = group < width ? width : group;
     for (long begin = first; begin < last; begin += group) {
         long end = begin + group < last ? begin + group : last;
         for (long row = from; row < to; row += ROWS) {
-            long start = row + ROWS <= p->rows ? row : p->rows - ROWS;
+            long start = row + ROWS <= p->rows ? row : p->rows - ROWS, x_row = 0;
+            const OF(factor) *x = 0;
             for (long n = begin; n < end; n += width) {
                 const ELEMENT *b0 = p->first + n * p->inner;
                 const ELEMENT *b1 = p->gated ? p->second + n * p->inner : b0 + COLUMNS * p->inner;
-                OF(block)(p->isa, p->x + start * p->x_row, p->x_row, b0, b1, steps, c, 32, 0);
+                for (long k = 0; k < p->inner; k += terms) {
+                    long some = k + terms < p->inner ? terms : p->inner - k;
+                    if (n == begin || terms < p->inner) {
+                        x_row = p->x_row;
+                        x = OF(factor_of)(p->x + start * x_row + k, &x_row, some);
+                    }
+                    OF(block)(p->isa, x, x_row, b0 + k * COLUMNS, b1 + k * COLUMNS, some / STEP, c,
+                              32, k > 0);
+                }
                 OF(finish)(p, c, start, row - start, n);
             }
         }

@@ -18,10 +18,10 @@
 #include "rows.h"
 
 /* Changes with the arguments of any of these functions. */
-EXPORT int interface_version(void) { return 3; }
+EXPORT int interface_version(void) { return 4; }
 
 /* Whether the kernel lets this process use AMX; Linux wants to be asked. */
-#ifdef __linux__
+#if defined(__linux__) && defined(__AVX512F__)
 #include <sys/syscall.h>
 #include <unistd.h>
 EXPORT int ask_for_amx(void)

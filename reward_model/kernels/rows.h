@@ -8,16 +8,16 @@ EXPORT void OF(rms_norm)(const ELEMENT *x, const ELEMENT *weight, ELEMENT *out, 
     for (long r = 0; r < rows; r++) {
         const ELEMENT *from = x + r * dim;
         ELEMENT *to = out + r * dim;
-        __m512 squares = _mm512_setzero_ps();
+        floats squares = each(0);
         for (long d = 0; d < dim; d += 16) {
-            __m512 y = OF(load)(from + d);
-            squares = _mm512_fmadd_ps(y, y, squares);
+            floats y = OF(load)(from + d);
+            squares = fma_add(y, y, squares);
         }
-        float mean = _mm512_reduce_add_ps(squares) / (float)dim;
-        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(mean + epsilon));
+        float mean = sum_of(squares) / (float)dim;
+        floats scale = each(1.0f / sqrtf(mean + epsilon));
         for (long d = 0; d < dim; d += 16) {
-            __m512 y = OF(round)((_mm512_mul_ps(OF(load)(from + d), scale)));
-            OF(store)(to + d, _mm512_mul_ps(y, OF(load)(weight + d)));
+            floats y = OF(round)((multiply(OF(load)(from + d), scale)));
+            OF(store)(to + d, multiply(y, OF(load)(weight + d)));
         }
     }
 }
@@ -30,20 +30,20 @@ EXPORT void OF(layer_norm)(const ELEMENT *x, const ELEMENT *weight, const ELEMEN
     for (long r = 0; r < rows; r++) {
         const ELEMENT *from = x + r * dim;
         ELEMENT *to = out + r * dim;
-        __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+        floats sum = each(0), squares = each(0);
         for (long d = 0; d < dim; d += 16)
-            sum = _mm512_add_ps(sum, OF(load)(from + d));
-        __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)dim);
+            sum = add(sum, OF(load)(from + d));
+        floats mean = each(sum_of(sum) / (float)dim);
         for (long d = 0; d < dim; d += 16) {
-            __m512 y = _mm512_sub_ps(OF(load)(from + d), mean);
-            squares = _mm512_fmadd_ps(y, y, squares);
+            floats y = subtract(OF(load)(from + d), mean);
+            squares = fma_add(y, y, squares);
         }
-        float variance = _mm512_reduce_add_ps(squares) / (float)dim;
-        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(variance + epsilon));
+        float variance = sum_of(squares) / (float)dim;
+        floats scale = each(1.0f / sqrtf(variance + epsilon));
         for (long d = 0; d < dim; d += 16) {
-            __m512 y = _mm512_mul_ps(_mm512_sub_ps(OF(load)(from + d), mean), scale);
-            __m512 shift = bias ? OF(load)(bias + d) : _mm512_setzero_ps();
-            OF(store)(to + d, _mm512_fmadd_ps(y, OF(load)(weight + d), shift));
+            floats y = multiply(subtract(OF(load)(from + d), mean), scale);
+            floats shift = bias ? OF(load)(bias + d) : each(0);
+            OF(store)(to + d, fma_add(y, OF(load)(weight + d), shift));
         }
     }
 }
@@ -58,13 +58,13 @@ EXPORT void OF(rotate)(ELEMENT *x, const ELEMENT *cosine, const ELEMENT *sine, l
     for (long r = 0; r < rows; r++)
         for (long d = 0; d < half; d += 16) {
             const ELEMENT *c = cosine + r * dim + d, *s = sine + r * dim + d;
-            __m512 c0 = OF(load)(c), c1 = OF(load)(c + half);
-            __m512 s0 = OF(load)(s), s1 = OF(load)(s + half);
+            floats c0 = OF(load)(c), c1 = OF(load)(c + half);
+            floats s0 = OF(load)(s), s1 = OF(load)(s + half);
             for (long h = 0; h < heads; h++) {
                 ELEMENT *own = x + (r * heads + h) * dim + d;
-                __m512 low = OF(load)(own), high = OF(load)(own + half);
-                OF(store)(own, _mm512_fmsub_ps(low, c0, _mm512_mul_ps(high, s0)));
-                OF(store)(own + half, _mm512_fmadd_ps(high, c1, _mm512_mul_ps(low, s1)));
+                floats low = OF(load)(own), high = OF(load)(own + half);
+                OF(store)(own, fma_subtract(low, c0, multiply(high, s0)));
+                OF(store)(own + half, fma_add(high, c1, multiply(low, s1)));
             }
         }
 }
@@ -74,9 +74,8 @@ EXPORT void OF(gate)(ELEMENT *gate, const ELEMENT *up, long count, long threads)
 {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1024)
     for (long i = 0; i < count; i += 16) {
-        __mmask16 some = first(count - i);
-        __m512 x = OF(load_some)(gate + i, some);
-        __m512 y = OF(round)((_mm512_mul_ps(x, sigmoid(x))));
-        OF(store_some)(gate + i, _mm512_mul_ps(y, OF(load_some)(up + i, some)), some);
+        floats x = OF(load_some)(gate + i, count - i);
+        floats y = OF(round)((multiply(x, sigmoid(x))));
+        OF(store_some)(gate + i, multiply(y, OF(load_some)(up + i, count - i)), count - i);
     }
 }

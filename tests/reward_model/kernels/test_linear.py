@@ -20,7 +20,6 @@ pytestmark = pytest.mark.skipif(isa() is Isa.NONE, reason="no kernels on this ma
 everywhere = pytest.mark.parametrize(
     ("kernels", "dtype"), LEVELS_AND_DTYPES, indirect=["kernels"], ids=str
 )
-in_bfloat16 = pytest.mark.skipif(isa() < Isa.AVX512_BF16, reason="no bfloat16 on this machine")
 # Half a unit in the last of bfloat16's 8 bits.
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-24}
 SHAPES = [(32, 32), (96, 160), (512, 1408), (1408, 512)]
@@ -118,7 +117,6 @@ def test_what_stays_with_pytorch(
     assert linear_suits(x, w) == (dtype is torch.bfloat16), "MKL is the faster one in float32"
 
 
-@in_bfloat16
 @torch.no_grad()
 def test_a_kept_weight_follows_its_changes() -> None:
     layer = KernelLinear(64, 64, bias=False).bfloat16()
@@ -149,7 +147,6 @@ def test_a_kept_weight_follows_an_optimiser(kernels: Isa, dtype: torch.dtype, fu
         torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=2**-7)
 
 
-@in_bfloat16
 @torch.no_grad()
 def test_large_weights_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reward_model.kernels.linear.KEPT_BYTES", 64 * 64)

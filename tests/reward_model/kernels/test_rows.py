@@ -8,11 +8,12 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, apply_rotary_
 
 from reward_model.kernels import rows
 from reward_model.kernels.library import Isa, isa
+from tests.reward_model.conftest import LEVELS_AND_DTYPES
 
-DTYPES = [torch.float32, torch.bfloat16][: int(isa())]
 pytestmark = [
     pytest.mark.skipif(isa() is Isa.NONE, reason="no kernels on this machine"),
-    pytest.mark.parametrize("dtype", DTYPES),
+    pytest.mark.usefixtures("kernels"),
+    pytest.mark.parametrize(("kernels", "dtype"), LEVELS_AND_DTYPES, indirect=["kernels"], ids=str),
 ]
 
 
