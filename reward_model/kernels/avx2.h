@@ -298,6 +298,7 @@ static inline __attribute__((always_inline)) void rows_f32(int rows, const float
         sums[r][0] = more ? _mm256_loadu_ps(c + r * c_row) : _mm256_setzero_ps();
         sums[r][1] = more ? _mm256_loadu_ps(c + r * c_row + 8) : _mm256_setzero_ps();
     }
+#pragma GCC unroll 4
     for (long k = 0; k < terms; k++) {
         __m256 left = _mm256_loadu_ps(b + k * COLUMNS),
                right = _mm256_loadu_ps(b + k * COLUMNS + 8);
