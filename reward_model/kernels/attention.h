@@ -54,7 +54,7 @@ static float OF(weigh)(const Attention *a, float *logits, OF(factor) * weights, 
     }
     floats by = each(unit), shift = each(now), sum = each(0);
     for (long n = 0; n < width; n += 16) {
-        floats x = fma_subtract(load_f32(logits + n), by, shift);
+        floats x = multiply_subtract(load_f32(logits + n), by, shift);
         floats weight = only(between(start - n, stop - n), exponential2(x));
         sum = add(sum, OF(store_factor)(weights + n, weight));
     }

@@ -41,12 +41,12 @@ static inline floats divide(floats x, floats y)
 }
 
 /* x y + z, x y - z */
-static inline floats fma_add(floats x, floats y, floats z)
+static inline floats multiply_add(floats x, floats y, floats z)
 {
     return of(_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high));
 }
 
-static inline floats fma_subtract(floats x, floats y, floats z)
+static inline floats multiply_subtract(floats x, floats y, floats z)
 {
     return of(_mm256_fmsub_ps(x.low, y.low, z.low), _mm256_fmsub_ps(x.high, y.high, z.high));
 }

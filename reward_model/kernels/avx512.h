@@ -16,8 +16,11 @@ static inline floats subtract(floats x, floats y) { return _mm512_sub_ps(x, y); 
 static inline floats multiply(floats x, floats y) { return _mm512_mul_ps(x, y); }
 static inline floats divide(floats x, floats y) { return _mm512_div_ps(x, y); }
 /* x y + z, x y - z */
-static inline floats fma_add(floats x, floats y, floats z) { return _mm512_fmadd_ps(x, y, z); }
-static inline floats fma_subtract(floats x, floats y, floats z) { return _mm512_fmsub_ps(x, y, z); }
+static inline floats multiply_add(floats x, floats y, floats z) { return _mm512_fmadd_ps(x, y, z); }
+static inline floats multiply_subtract(floats x, floats y, floats z)
+{
+    return _mm512_fmsub_ps(x, y, z);
+}
 /* y where one of them is no number */
 static inline floats smaller(floats x, floats y) { return _mm512_min_ps(x, y); }
 static inline floats larger(floats x, floats y) { return _mm512_max_ps(x, y); }

@@ -11,7 +11,7 @@ EXPORT void OF(rms_norm)(const ELEMENT *x, const ELEMENT *weight, ELEMENT *out, 
         floats squares = each(0);
         for (long d = 0; d < dim; d += 16) {
             floats y = OF(load)(from + d);
-            squares = fma_add(y, y, squares);
+            squares = multiply_add(y, y, squares);
         }
         float mean = sum_of(squares) / (float)dim;
         floats scale = each(1.0f / sqrtf(mean + epsilon));
@@ -36,14 +36,14 @@ EXPORT void OF(layer_norm)(const ELEMENT *x, const ELEMENT *weight, const ELEMEN
         floats mean = each(sum_of(sum) / (float)dim);
         for (long d = 0; d < dim; d += 16) {
             floats y = subtract(OF(load)(from + d), mean);
-            squares = fma_add(y, y, squares);
+            squares = multiply_add(y, y, squares);
         }
         float variance = sum_of(squares) / (float)dim;
         floats scale = each(1.0f / sqrtf(variance + epsilon));
         for (long d = 0; d < dim; d += 16) {
             floats y = multiply(subtract(OF(load)(from + d), mean), scale);
             floats shift = bias ? OF(load)(bias + d) : each(0);
-            OF(store)(to + d, fma_add(y, OF(load)(weight + d), shift));
+            OF(store)(to + d, multiply_add(y, OF(load)(weight + d), shift));
         }
     }
 }
@@ -63,8 +63,8 @@ EXPORT void OF(rotate)(ELEMENT *x, const ELEMENT *cosine, const ELEMENT *sine, l
             for (long h = 0; h < heads; h++) {
                 ELEMENT *own = x + (r * heads + h) * dim + d;
                 floats low = OF(load)(own), high = OF(load)(own + half);
-                OF(store)(own, fma_subtract(low, c0, multiply(high, s0)));
-                OF(store)(own + half, fma_add(high, c1, multiply(low, s1)));
+                OF(store)(own, multiply_subtract(low, c0, multiply(high, s0)));
+                OF(store)(own + half, multiply_add(high, c1, multiply(low, s1)));
             }
         }
 }

@@ -36,12 +36,12 @@ static inline floats exponential2(floats x)
     lanes tiny = less(x, each(-126.0f));
     floats n = whole_of(x), r = subtract(x, n);
     floats p = each(1.535336188319500e-4f);
-    p = fma_add(p, r, each(1.339887440266574e-3f));
-    p = fma_add(p, r, each(9.618437357674640e-3f));
-    p = fma_add(p, r, each(5.550332471162809e-2f));
-    p = fma_add(p, r, each(2.402264791363012e-1f));
-    p = fma_add(p, r, each(6.931472028550421e-1f));
-    p = fma_add(p, r, each(1.0f));
+    p = multiply_add(p, r, each(1.339887440266574e-3f));
+    p = multiply_add(p, r, each(9.618437357674640e-3f));
+    p = multiply_add(p, r, each(5.550332471162809e-2f));
+    p = multiply_add(p, r, each(2.402264791363012e-1f));
+    p = multiply_add(p, r, each(6.931472028550421e-1f));
+    p = multiply_add(p, r, each(1.0f));
     return replace(scale_by(p, n), tiny, each(0));
 }
 
@@ -62,16 +62,16 @@ static inline floats hyperbolic_tangent(floats x)
     const floats limit = each(7.90531110763549805f);
     x = smaller(limit, larger(subtract(each(0), limit), x));
     floats y = multiply(x, x), odd = each(-2.76076847742355e-16f);
-    odd = fma_add(odd, y, each(2.00018790482477e-13f));
-    odd = fma_add(odd, y, each(-8.60467152213735e-11f));
-    odd = fma_add(odd, y, each(5.12229709037114e-08f));
-    odd = fma_add(odd, y, each(1.48572235717979e-05f));
-    odd = fma_add(odd, y, each(6.37261928875436e-04f));
-    odd = fma_add(odd, y, each(4.89352455891786e-03f));
+    odd = multiply_add(odd, y, each(2.00018790482477e-13f));
+    odd = multiply_add(odd, y, each(-8.60467152213735e-11f));
+    odd = multiply_add(odd, y, each(5.12229709037114e-08f));
+    odd = multiply_add(odd, y, each(1.48572235717979e-05f));
+    odd = multiply_add(odd, y, each(6.37261928875436e-04f));
+    odd = multiply_add(odd, y, each(4.89352455891786e-03f));
     floats even = each(1.19825839466702e-06f);
-    even = fma_add(even, y, each(1.18534705686654e-04f));
-    even = fma_add(even, y, each(2.26843463243900e-03f));
-    even = fma_add(even, y, each(4.89352518554385e-03f));
+    even = multiply_add(even, y, each(1.18534705686654e-04f));
+    even = multiply_add(even, y, each(2.26843463243900e-03f));
+    even = multiply_add(even, y, each(4.89352518554385e-03f));
     return divide(multiply(x, odd), even);
 }
 
@@ -79,12 +79,12 @@ static inline floats hyperbolic_tangent(floats x)
 static inline floats gelu(floats x)
 {
     floats one = each(1.0f), z = absolute(multiply(x, each(0.70710678f)));
-    floats t = divide(one, fma_add(z, each(0.3275911f), one));
+    floats t = divide(one, multiply_add(z, each(0.3275911f), one));
     floats p = each(1.061405429f);
-    p = fma_add(p, t, each(-1.453152027f));
-    p = fma_add(p, t, each(1.421413741f));
-    p = fma_add(p, t, each(-0.284496736f));
-    p = fma_add(p, t, each(0.254829592f));
+    p = multiply_add(p, t, each(-1.453152027f));
+    p = multiply_add(p, t, each(1.421413741f));
+    p = multiply_add(p, t, each(-0.284496736f));
+    p = multiply_add(p, t, each(0.254829592f));
     floats bell = exponential(subtract(each(0), multiply(z, z)));
     floats half = multiply(multiply(p, t), multiply(bell, each(0.5f)));
     return multiply(x, replace(half, less(each(0), x), subtract(one, half)));

@@ -22,7 +22,7 @@ everywhere = pytest.mark.parametrize(
 )
 # Half a unit in the last of bfloat16's 8 bits.
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-24}
-SHAPES = [(32, 32), (96, 160), (512, 1408), (1408, 512)]
+SHAPES = [(32, 32), (96, 160), (512, 1408), (1408, 512), (2080, 64)]
 
 
 def factors(rows: int, inner: int, outer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
