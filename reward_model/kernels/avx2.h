@@ -247,9 +247,10 @@ static inline void store_some_bf16(bf16 *to, floats x, long count)
         memcpy(to, own, sizeof(bf16) * (count > 0 ? count : 0));
 }
 
-/* Terms of a left factor that are converted at once. */
+#define WIDENED 2048 /* terms of a left factor at once */
+
 static inline long terms_at_once_f32(long terms) { return terms; }
-static inline long terms_at_once_bf16(long terms) { return terms < 2048 ? terms : 2048; }
+static inline long terms_at_once_bf16(long terms) { return terms < WIDENED ? terms : WIDENED; }
 
 /* Rows of x as products read them, [ROWS, terms]; row becomes the distance between two. In bfloat16
    they hold until the thread's next call. */
@@ -261,7 +262,7 @@ static inline const float *factor_of_f32(const float *x, long *row, long terms)
 
 static inline const float *factor_of_bf16(const bf16 *x, long *row, long terms)
 {
-    static _Thread_local float wide[ROWS * (2048 + 16)] __attribute__((aligned(64)));
+    static _Thread_local float wide[ROWS * (WIDENED + 16)] __attribute__((aligned(64)));
     for (long r = 0; r < ROWS; r++)
         for (long k = 0; k < terms; k += 16)
             store_f32(wide + r * (terms + 16) + k, load_bf16(x + r * *row + k));

@@ -6,15 +6,15 @@ import shutil
 import pytest
 import torch
 
-from reward_model.kernels.library import Isa, isa, kernel, library, suits
+from reward_model.kernels.library import Isa, isa, kernel, level, library, suits
 
 
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or shutil.which("gcc") is None, reason="no C compiler for x86-64"
 )
 def test_built_where_there_is_a_compiler() -> None:
-    for level in (Isa.AVX2, Isa.AVX512):
-        assert library(level) is not None, "make install has not built them"
+    for best in (Isa.AVX2, Isa.AVX512):
+        assert library(best) is not None, "make install has not built them"
 
 
 def test_the_environment_holds_them_back(kernels: Isa) -> None:
@@ -42,8 +42,28 @@ def test_what_they_take(kernels: Isa) -> None:
             assert not suits(half)
 
 
+@pytest.mark.parametrize(
+    ("best", "single", "half"),
+    [
+        (Isa.NONE, Isa.NONE, Isa.NONE),
+        (Isa.AVX2, Isa.AVX2, Isa.AVX2),
+        (Isa.AVX512, Isa.AVX512, Isa.AVX2),
+        (Isa.AVX512_BF16, Isa.AVX512_BF16, Isa.AVX512_BF16),
+        (Isa.AMX, Isa.AMX, Isa.AMX),
+    ],
+)
+def test_bfloat16_is_widened_where_nothing_multiplies_it(
+    best: Isa, single: Isa, half: Isa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reward_model.kernels.library.isa", lambda: best)
+    cpu = torch.device("cpu")
+    assert level(torch.float32, cpu) is single
+    assert level(torch.bfloat16, cpu) is half
+    assert level(torch.float64, cpu) is Isa.NONE
+
+
 def test_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reward_model.kernels.library.library", lambda level: None)
+    monkeypatch.setattr("reward_model.kernels.library.library", lambda best: None)
     isa.cache_clear()
     assert isa() is Isa.NONE
     with pytest.raises(RuntimeError, match="C compiler"):
