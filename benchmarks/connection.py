@@ -34,5 +34,10 @@ class Connection:
         length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
         return int(head[9:12]), await self._reader.readexactly(length)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the server has closed it: it may, where nobody asked for a while."""
+        return self._reader.at_eof()
+
     def close(self) -> None:
         self._writer.close()

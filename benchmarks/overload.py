@@ -48,6 +48,8 @@ async def _flood(url: str, rate: float, seconds: float, batch_tokens: int) -> di
         nonlocal tokens
         asked = time.perf_counter()
         try:
+            while free and free[-1].closed:
+                free.pop().close()
             connection = free.pop() if free else await Connection.open(url)
             code, content = await connection.post(*our_body([ids]))
             free.append(connection)
