@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reward_model.kernels import gpu
 from reward_model.kernels.library import isa, kernel, suits
+from reward_model.kernels.room import empty
 from reward_model.packing import PackedBatch
 from reward_model.tiles import TILE
 
@@ -120,9 +121,9 @@ def attention(
     asked = packed.computed_tokens
     if rows_N is not None:
         queries, asked = tiles.of_rows(rows_N), len(rows_N)
-    output = query.new_empty(1, rows, heads, dim)
+    output = empty(query, 1, rows, heads, dim)
     output[0, asked:] = 0
-    scratch = query.new_empty(scratch_elements(packed, key.shape[1], dim))
+    scratch = empty(query, scratch_elements(packed, key.shape[1], dim))
     arguments = Arguments.of(
         packed, queries, heads, key.shape[1], dim,
         scale=scale, window=window, softcap=softcap, stacked=rows_N is not None,

@@ -3,12 +3,12 @@
 import ctypes
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from reward_model.kernels.attention import Arguments, Queries, scratch_elements
 from reward_model.kernels.library import kernel
 from reward_model.kernels.linear import packed as packed_weight
+from reward_model.kernels.room import empty
 from reward_model.packing import PackedBatch
 
 
@@ -63,10 +63,10 @@ def layer(
     arguments = Arguments.of(
         packed, queries, wide // dim, narrow // dim, dim, scale=parts.scale, window=parts.window
     )
-    of_attention = x.new_empty(scratch_elements(packed, narrow // dim, dim))
+    of_attention = empty(x, scratch_elements(packed, narrow // dim, dim))
     arguments.packed = of_attention.data_ptr()
-    scratch = x.new_empty(rows * (2 * width + max(2 * wide + 2 * narrow, inner)))
-    output = torch.empty_like(x)
+    scratch = empty(x, rows * (2 * width + max(2 * wide + 2 * narrow, inner)))
+    output = empty(x, *x.shape)
     cosine, sine = rotation or (None, None)
     linears = (parts.query, parts.key, parts.value, parts.context, parts.gate, parts.up, parts.down)
     weights = [None if one is None else packed_weight(one.weight) for one in linears]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from reward_model.kernels.library import Isa, call, isa, level, suits
+from reward_model.kernels.room import empty
 from reward_model.linear import preferred
 from reward_model.row_cuts import CutLinear
 
@@ -59,7 +60,7 @@ def linear(
     """
     outer, inner = weight.shape
     input_RK, more = _rows(input), None if residual is None else residual.contiguous()
-    output = input.new_empty(*input.shape[:-1], outer)
+    output = empty(input, *input.shape[:-1], outer)
     call(
         "linear", input_RK, input_RK.stride(0), packed(weight), bias, more, gelu, output,
         len(input_RK), outer, inner, torch.get_num_threads(), isa(),
@@ -71,7 +72,7 @@ def gated_linear(input: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     """silu(input · gateᵀ) · (input · upᵀ), element by element, [..., K] × 2 [N, K] → [..., N]."""
     outer, inner = gate.shape
     input_RK = _rows(input)
-    output = input.new_empty(*input.shape[:-1], outer)
+    output = empty(input, *input.shape[:-1], outer)
     call(
         "gated_linear", input_RK, input_RK.stride(0), packed(gate), packed(up), output,
         len(input_RK), outer, inner, torch.get_num_threads(), isa(),

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from reward_model.kernels.library import call
+from reward_model.kernels.room import empty
 
 MULTIPLE = 16
 """Of a normalised row; half a rotated head, too."""
@@ -16,7 +17,7 @@ def rms_norm(input: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
         return gpu_rows.rms_norm(input, weight, epsilon)
     input_RD = input.reshape(-1, input.shape[-1])
-    output = torch.empty_like(input, memory_format=torch.contiguous_format)
+    output = empty(input, *input.shape)
     call("rms_norm", input_RD, weight, output, *input_RD.shape, epsilon, torch.get_num_threads())
     return output
 
@@ -24,7 +25,7 @@ def rms_norm(input: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def layer_norm(input: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
     """weight · (input − mean) / √(variance + ε) + bias over the last axis, rounded once."""
     input_RD = input.reshape(-1, input.shape[-1])
-    output = torch.empty_like(input, memory_format=torch.contiguous_format)
+    output = empty(input, *input.shape)
     threads = torch.get_num_threads()
     call("layer_norm", input_RD, weight, bias, output, *input_RD.shape, epsilon, threads)
     return output
