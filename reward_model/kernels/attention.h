@@ -43,7 +43,9 @@ static float OF(weigh)(const Attention *a, float *logits, OF(factor) * weights, 
     if (a->softcap)
         cap_row(logits, width, a->scale / a->softcap);
     for (long n = start > 0 ? start / 16 * 16 : 0; n < width && n < stop; n += 16) {
-        most = larger_some(most, between(start - n, stop - n), load_f32(logits + n));
+        floats x = load_f32(logits + n);
+        most = start <= n && n + 16 <= stop ? larger(most, x)
+                                            : larger_some(most, between(start - n, stop - n), x);
     }
     float before = *highest, now = largest_of(most) * unit;
     if (!(now > before))
@@ -55,7 +57,9 @@ static float OF(weigh)(const Attention *a, float *logits, OF(factor) * weights, 
     floats by = each(unit), shift = each(now), sum = each(0);
     for (long n = 0; n < width; n += 16) {
         floats x = multiply_subtract(load_f32(logits + n), by, shift);
-        floats weight = only(between(start - n, stop - n), exponential2(x));
+        floats weight = exponential2(x);
+        if (n < start || stop < n + 16)
+            weight = only(between(start - n, stop - n), weight);
         sum = add(sum, OF(store_factor)(weights + n, weight));
     }
     float again = 0;

@@ -75,19 +75,25 @@ static inline floats hyperbolic_tangent(floats x)
     return divide(multiply(x, odd), even);
 }
 
-/* x Phi(x), Phi by its fit in Abramowitz and Stegun, 7.1.26, within 1e-7. */
+/* x Phi(x). Phi(x) - 1/2 is odd: x times a quotient of polynomials in x^2, fitted within 1e-8 up to
+   where float32 tells Phi from 0 or 1 no more. */
 static inline floats gelu(floats x)
 {
-    floats one = each(1.0f), z = absolute(multiply(x, each(0.70710678f)));
-    floats t = divide(one, multiply_add(z, each(0.3275911f), one));
-    floats p = each(1.061405429f);
-    p = multiply_add(p, t, each(-1.453152027f));
-    p = multiply_add(p, t, each(1.421413741f));
-    p = multiply_add(p, t, each(-0.284496736f));
-    p = multiply_add(p, t, each(0.254829592f));
-    floats bell = exponential(subtract(each(0), multiply(z, z)));
-    floats half = multiply(multiply(p, t), multiply(bell, each(0.5f)));
-    return multiply(x, replace(half, less(each(0), x), subtract(one, half)));
+    const floats limit = each(5.45f), none = subtract(each(0), limit);
+    floats z = smaller(limit, larger(none, x)), y = multiply(z, z);
+    floats p = each(2.30637413e-8f), q = each(1.206824436e-6f);
+    p = multiply_add(p, y, each(6.354594383e-6f));
+    q = multiply_add(q, y, each(7.299960504e-5f));
+    p = multiply_add(p, y, each(1.665130557e-4f));
+    q = multiply_add(q, y, each(1.871354307e-3f));
+    p = multiply_add(p, y, each(4.663634220e-3f));
+    q = multiply_add(q, y, each(2.850913354e-2f));
+    p = multiply_add(p, y, each(3.360745166e-2f));
+    q = multiply_add(q, y, each(2.509073962e-1f));
+    p = multiply_add(p, y, each(3.989422403e-1f));
+    q = multiply_add(q, y, each(1.0f));
+    floats phi = add(divide(multiply(z, p), q), each(0.5f));
+    return multiply(x, only(less(none, x), phi));
 }
 
 #endif

@@ -74,6 +74,18 @@ def test_gelu_comes_before_the_residual(kernels: Isa, dtype: torch.dtype) -> Non
     torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=ROUNDING[dtype])
 
 
+@everywhere
+@torch.no_grad()
+def test_gelu_from_end_to_end(kernels: Isa, dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-9, 9, 131008), torch.linspace(-1e4, 1e4, 64)]).reshape(-1, 32)
+    x = x.to(dtype)
+    found = linear(x, torch.eye(32, dtype=dtype), gelu=True)
+    wanted = F.gelu(x.double())
+    allowed = 3e-7 * x.double().abs() + ROUNDING[dtype] * wanted.abs()
+    assert bool(((found.double() - wanted).abs() <= allowed).all())
+    assert bool((found[x < -5.46] == 0).all())
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @everywhere
 @torch.no_grad()
