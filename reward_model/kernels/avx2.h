@@ -62,12 +62,6 @@ static inline floats larger(floats x, floats y)
     return of(_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high));
 }
 
-static inline floats absolute(floats x)
-{
-    __m256 sign = _mm256_set1_ps(-0.0f);
-    return of(_mm256_andnot_ps(sign, x.low), _mm256_andnot_ps(sign, x.high));
-}
-
 static inline float first_of(floats x) { return _mm256_cvtss_f32(x.low); }
 
 static inline float sum_of(floats x)

@@ -24,7 +24,6 @@ static inline floats multiply_subtract(floats x, floats y, floats z)
 /* y where one of them is no number */
 static inline floats smaller(floats x, floats y) { return _mm512_min_ps(x, y); }
 static inline floats larger(floats x, floats y) { return _mm512_max_ps(x, y); }
-static inline floats absolute(floats x) { return _mm512_abs_ps(x); }
 static inline float first_of(floats x) { return _mm512_cvtss_f32(x); }
 static inline float sum_of(floats x) { return _mm512_reduce_add_ps(x); }
 static inline float largest_of(floats x) { return _mm512_reduce_max_ps(x); }
