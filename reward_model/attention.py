@@ -1,8 +1,8 @@
 """Attention over a packed batch, registered with transformers as ``sumzero_packed``.
 
-With gradients it is one call per segment (:mod:`reward_model.segments`). Without, it is one call
-of a kernel of our own, on a GPU and on a CPU that has what it needs (:mod:`reward_model.kernels`).
-Elsewhere:
+With gradients it is one call per segment (:mod:`reward_model.segments`), and in half precision on
+a GPU one call for all (:mod:`reward_model.varlen`). Without, it is one call of a kernel of our own,
+on a GPU and on a CPU that has what it needs (:mod:`reward_model.kernels`). Elsewhere:
 
 Every block of the batch (see :mod:`reward_model.packing`) is computed on tiles of one fixed shape,
 each tile by itself, so that its result depends on its own rows only. In the last layer, where few
@@ -22,6 +22,7 @@ from reward_model.reading import Keys, KeysTaken, Reading
 from reward_model.row_attention import row_attention
 from reward_model.segments import segment_attention
 from reward_model.slots import keys, rows_to_slots, slots_to_rows
+from reward_model.varlen import varlen_attention, varlen_suits
 
 IMPLEMENTATION = "sumzero_packed"
 
@@ -67,6 +68,9 @@ def packed_attention(
             query, reading.keys.key, reading.keys.value, packed, reading.rows_N,
             scale=scale, window=sliding_window, softcap=softcap,
         )  # fmt: skip
+        return output, None
+    if torch.is_grad_enabled() and varlen_suits(value, softcap):
+        output = varlen_attention(query, key, value, packed, scale=scale, window=sliding_window)
         return output, None
     if torch.is_grad_enabled():
         output = segment_attention(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from reward_model import attention
 from reward_model.bases import Bases
 from reward_model.model import RewardModel
 from reward_model.scoring import score_token_ids
@@ -73,6 +74,37 @@ def test_gradients_are_those_of_the_cpu(tmp_path: Path, architecture: str) -> No
         model(model.pack(sequences())).rewards_N.sum().backward()
         grads.append(model.classifier.get_input_embeddings().weight.grad.cpu())
     assert torch.allclose(*grads, rtol=1e-2, atol=1e-3 * float(grads[0].abs().max()))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "bert", "modernbert"])
+def test_gradients_in_half_precision(
+    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"hidden_size": 256, "num_attention_heads": 4}
+    grouped = {"num_key_value_heads": 2} if architecture in DECODERS else {}
+    path = tiny_checkpoint(tmp_path, architecture, **shape, **grouped)
+    called: list[torch.Size] = []
+    own = attention.varlen_attention
+    monkeypatch.setattr(
+        attention,
+        "varlen_attention",
+        lambda query, *more, **options: (
+            called.append(query.shape),
+            own(query, *more, **options),
+        )[1],
+    )
+    grads = []
+    for device in ("cpu", "cuda"):
+        model = RewardModel.load(path, device=device).train()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            model(model.pack(sequences())).rewards_N.sum().backward()
+        named = dict(model.classifier.named_parameters())
+        grads.append({name: x.grad.cpu() for name, x in named.items() if x.grad is not None})
+    assert called
+    wanted, got = grads
+    assert wanted.keys() == got.keys()
+    for name, grad in wanted.items():
+        assert (got[name] - grad).norm() <= 0.05 * grad.norm() + 1e-4, name
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

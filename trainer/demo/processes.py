@@ -82,7 +82,9 @@ def run_jobs(
 
 
 @contextmanager
-def service(models: dict[str, Path], logs: Path, *, name: str = "service") -> Iterator[str]:
+def service(
+    models: dict[str, Path], logs: Path, *, name: str = "service", device: str = "cpu"
+) -> Iterator[str]:
     """``python -m service`` with ``models`` on a free port; yields its URL once it is ready.
 
     Args:
@@ -90,6 +92,7 @@ def service(models: dict[str, Path], logs: Path, *, name: str = "service") -> It
     """
     config = {
         "model": [{"name": model, "path": str(path)} for model, path in models.items()],
+        "device": device,
         "port": 0,
         "log_format": "json",
         "drain_seconds": 5,

@@ -44,7 +44,7 @@ class Record:
 
     def write(self, path: Path) -> None:
         content = dataclasses.asdict(self)
-        atomic.write_text(path, json.dumps(content, indent=1) + "\n")
+        atomic.write_text(path, json.dumps(content) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Record":

@@ -59,6 +59,10 @@ class PolicyStudySettings(Settings):
     text: TextSettings | None = Field(default=None, description="in place of the demo's world")
     backend: Literal["vllm", "embedded"] = Field(default="embedded", description="who generates")
     side_by_side: int = Field(default=2, gt=0, description="RLOO runs at a time")
+    device: str = Field(
+        default="cpu",
+        description="of RLOO and of the service; reward models train on a GPU where there is one",
+    )
     analyse_only: bool = Field(default=False, description="train nothing; results of what is there")
 
     @model_validator(mode="after")

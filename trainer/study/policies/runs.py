@@ -14,6 +14,7 @@ from service.client import RewardClient
 from trainer.demo.outcome import read_arm
 from trainer.demo.processes import Job, service
 from trainer.demo.stages import Stage
+from trainer.lock import locked
 from trainer.rloo.sample_table import read_table
 from trainer.study.policies.config import PolicyStudySettings
 from trainer.study.policies.ground import Ground, World
@@ -28,14 +29,32 @@ Standards = dict[str, tuple[float, float]]
 def run_all(settings: PolicyStudySettings) -> Iterator[SeedRecord]:
     """The record of one seed after another, trained where there is none yet.
 
+    Several processes share the seeds: each takes the next that none is at, and waits for the others
+    at the end.
+
     Raises:
         UsageError: a record is of other settings.
     """
+    left = []
     for seed in settings.seeds:
-        path = record_path(settings, seed)
+        if record := _recorded(settings, seed, wait=False):
+            yield record
+        else:
+            left.append(seed)
+    for seed in left:
+        if record := _recorded(settings, seed, wait=True):
+            yield record
+
+
+def _recorded(settings: PolicyStudySettings, seed: int, *, wait: bool) -> SeedRecord | None:
+    """A seed's record; None if another process is at it and ``wait`` is not set."""
+    path = record_path(settings, seed)
+    with locked(settings.output_dir / f"seed-{seed}.lock", wait=wait) as ours:
+        if not ours:
+            return None
         if not path.is_file():
             SeedRun(settings, seed).record().write(path)
-        yield SeedRecord.read(path, identity_of(settings, seed))
+        return SeedRecord.read(path, identity_of(settings, seed))
 
 
 class SeedRun:
@@ -53,7 +72,7 @@ class SeedRun:
         with runner.hold(), self.world.gold() as gold_url:
             ground = self.world.ground(gold_url)
             models = {arm: ground.rewards / arm / "model" for arm in self.settings.arms}
-            with service(models, runner.logs) as url:
+            with service(models, runner.logs, device=self.settings.device) as url:
                 standards = self._standards(self._samples(ground, gold_url), url)
                 policies = self._policies(ground, standards, url, gold_url)
         courses, accuracy = [], {}
@@ -124,7 +143,8 @@ class SeedRun:
     def _config(self, ground: Ground, output: Path, reward: dict[str, Any]) -> dict[str, Any]:
         config = copy.deepcopy(dict(ground.rloo))
         config |= {
-            "output_dir": str(output), "reward": reward, "max_steps": self.settings.steps
+            "output_dir": str(output), "reward": reward, "max_steps": self.settings.steps,
+            "device": self.settings.device,
         }  # fmt: skip
         config["heldout"]["every"] = self.settings.every
         return config

@@ -115,7 +115,8 @@ class Text:
 
     @contextmanager
     def gold(self) -> Iterator[str]:
-        with service({"gold": self.text.gold}, self.runner.logs, name="gold") as url:
+        device = self.settings.device
+        with service({"gold": self.text.gold}, self.runner.logs, name="gold", device=device) as url:
             yield url
 
     def ground(self, gold_url: str) -> Ground:
@@ -232,6 +233,7 @@ class Text:
             "batch_size": text.batch_size,
             "epochs": 1000,
             "checkpoint_steps": 25,
+            "device": self.settings.device,
             "seed": self.seed,
             "tensorboard": False,
         }
