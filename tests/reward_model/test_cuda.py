@@ -96,16 +96,16 @@ def test_gradients_in_half_precision(
     grads = []
     for device in ("cpu", "cuda"):
         model = RewardModel.load(path, device=device).train()
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
             model(model.pack(sequences())).rewards_N.sum().backward()
         named = dict(model.classifier.named_parameters())
         grads.append({name: x.grad.cpu() for name, x in named.items() if x.grad is not None})
     assert called
     wanted, got = grads
     assert wanted.keys() == got.keys()
-    # Rounding alone makes 0.05 of it on a CPU; of a bias of keys, whose gradient is 0, all.
-    error = sum(float((got[name] - grad).norm()) ** 2 for name, grad in wanted.items())
-    assert error <= 0.1**2 * sum(float(grad.norm()) ** 2 for grad in wanted.values())
+    # float16 rounds to 0.007 of a gradient on a CPU, bfloat16 to 0.07; the bias of keys has none.
+    for name, grad in wanted.items():
+        assert (got[name] - grad).norm() <= 0.02 * grad.norm() + 1e-3, name
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
