@@ -14,13 +14,9 @@ from typing import TypeVar
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from trainer.rloo.decoding import RoomyCache, decode_grouped
 from trainer.rloo.generation import Gate, Sampling, response_text
 from trainer.rloo.samples import Sample
 from trainer.rloo.weight_sync import check_ready
@@ -114,6 +110,7 @@ class EmbeddedGenerator:
         if self._model is None:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
             self._model = model.to(self._device).eval()
+            decode_grouped(self._model)
         else:
             weights: dict[str, Tensor] = {}
             for file in sorted(path.glob("*.safetensors")):
@@ -211,7 +208,7 @@ class _Rows:
 
 def _prefill(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]]
-) -> tuple[Tensor, DynamicCache, Tensor]:
+) -> tuple[Tensor, RoomyCache, Tensor]:
     """Next-token logits, cache and mask of the prompts, padded on the left."""
     longest = max(len(prompt) for prompt in prompts)
     ids_BL = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -220,7 +217,7 @@ def _prefill(
         ids_BL[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask_BL[row, longest - len(prompt) :] = 1
     mask_BL = mask_BL.to(model.device)
-    cache = DynamicCache(config=model.config)
+    cache = RoomyCache(model.config)
     output = model(
         input_ids=ids_BL.to(model.device),
         attention_mask=mask_BL,
