@@ -72,6 +72,7 @@ bench: install ## the benchmarks, one JSON object each
 	$(BIN)/python -m benchmarks.exactness
 	$(BIN)/python -m benchmarks.reward_training
 	$(BIN)/python -m benchmarks.rloo_learner
+	$(BIN)/python -m benchmarks.rloo_decoding
 	$(BIN)/python -m benchmarks.rloo_overlap
 	$(BIN)/python -m benchmarks.rloo
 
