@@ -81,7 +81,8 @@ async def compute_score(
 
 @cache
 def _client(urls: str) -> RewardClient:
-    return RewardClient(urls.split(","), api_key=os.environ.get("SUMZERO_REWARD_KEY"))
+    parts = [url.strip() for url in urls.split(",")]
+    return RewardClient(parts, api_key=os.environ.get("SUMZERO_REWARD_KEY"))
 
 
 def _item(prompt: Prompt, completion: Completion) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
+from service.url import checked_url
+
 T = TypeVar("T")
 Json = dict[str, Any]
 Prompt = str | Sequence[Mapping[str, str]]
@@ -113,6 +115,9 @@ class RewardClient:
         max_in_flight: requests under way at once, per event loop.
 
     Picklable, and usable from several event loops and threads; each loop has its own connections.
+
+    Raises:
+        ValueError: no URL, or one that is no address of a server.
     """
 
     def __init__(
@@ -124,7 +129,7 @@ class RewardClient:
         timeout: float = 180.0,
         max_in_flight: int = 32,
     ) -> None:
-        self.urls = [urls] if isinstance(urls, str) else list(urls)
+        self.urls = [checked_url(url) for url in ([urls] if isinstance(urls, str) else urls)]
         if not self.urls:
             raise ValueError("RewardClient needs at least one URL")
         self.model = model

@@ -296,6 +296,12 @@ def test_no_url_is_refused() -> None:
         RewardClient([])
 
 
+@pytest.mark.parametrize("url", ["localhost:8000", "127.0.0.1:8000", "ftp://host", "http://", ""])
+def test_what_is_no_address_of_a_server_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="no address of a server; write http://HOST:PORT"):
+        RewardClient(["http://127.0.0.1:8000", url])
+
+
 async def test_against_a_real_service(settings: ServiceSettings, model: RewardModel) -> None:
     scorer = EmbeddedScorer(settings, Metrics())
     await scorer.load()

@@ -23,6 +23,7 @@ from reward_model.command import Settings, run
 from reward_model.errors import SumzeroError
 from trainer.data.journal import Journal
 from trainer.data.responses import PromptResponses, prompt_key, read_responses
+from trainer.urls import Url
 
 REFUSED_PROMPT = frozenset({400, 413, 422})
 
@@ -34,7 +35,7 @@ class GenerateSettings(Settings):
     split: str = Field(default="train", description="split of a hub data set")
     limit: int | None = Field(default=None, gt=0, description="the first so many prompts")
     out: Path = Field(description="JSONL file to write")
-    url: str = Field(description="base URL with /v1: POST URL/chat/completions is asked")
+    url: Url = Field(description="base URL with /v1: POST URL/chat/completions is asked")
     model: str = Field(description="the model's name at the server, and in the file")
     api_key: str | None = None
     n: int = Field(default=1, gt=0, description="responses per prompt")

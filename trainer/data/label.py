@@ -17,6 +17,7 @@ from reward_model.errors import SumzeroError
 from service.client import Prompt, RewardClient, RewardError
 from trainer.data.journal import Journal
 from trainer.data.responses import PromptResponses, prompt_key, read_responses
+from trainer.urls import Urls
 
 
 class LabelSettings(Settings):
@@ -27,7 +28,7 @@ class LabelSettings(Settings):
     )
     split: str = Field(default="train", description="split of a hub data set")
     out: Path = Field(description="JSONL file to write")
-    url: list[str] = Field(description="reward URLs of the gold model")
+    url: Urls = Field(description="reward URLs of the gold model")
     model: str | None = Field(default=None, description="its name, where several are served")
     api_key: str | None = None
     at_once: int = Field(default=16, gt=0, description="prompts under way at the same time")

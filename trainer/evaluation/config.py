@@ -6,13 +6,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from reward_model.command import Settings
+from trainer.urls import Urls
 
 
 class EvaluationSettings(Settings):
     """A checkpoint or a reward URL, data sets by name, and where the results go."""
 
     checkpoint: Path | None = Field(default=None, description="directory of a reward model")
-    url: list[str] = Field(default=[], description="running reward services, all alike")
+    url: Urls = Field(default=[], description="running reward services, all alike")
     model: str | None = Field(default=None, description="name of the model at the URL")
     api_key: str | None = Field(default=None, repr=False)
     sets: dict[str, str] = Field(

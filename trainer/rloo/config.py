@@ -6,13 +6,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from reward_model.command import Section, Settings
+from trainer.urls import Url, UrlOrUrls, Urls
 
 
 class Source(Section):
     """One origin of rewards: a service, or a Python function."""
 
     name: str = Field(default="reward", description="in the metrics")
-    url: str | list[str] | None = Field(
+    url: UrlOrUrls = Field(
         default=None,
         description="base URL of a running `python -m service`, or of several alike; one that "
         "ends in /get_reward speaks OpenRLHF's dialect",
@@ -39,10 +40,10 @@ class Reward(Section):
     One service: ``url`` (and ``model``). Several sources, weighted: ``sources``.
     """
 
-    url: str | list[str] | None = None
+    url: UrlOrUrls = None
     model: str | None = None
     sources: list[Source] = Field(default=[])
-    gold_url: str | None = Field(default=None, description="measured, never trained on")
+    gold_url: Url | None = Field(default=None, description="measured, never trained on")
     gold_model: str | None = None
     api_key: str | None = Field(default=None, repr=False)
     truncation: Literal["error", "left", "right"] = Field(
@@ -83,7 +84,7 @@ class Generation(Section):
         default="auto",
         description="auto: vLLM where a URL is given or its environment is installed",
     )
-    urls: list[str] = Field(default=[], description="running vLLM servers; none: start and own one")
+    urls: Urls = Field(default=[], description="running vLLM servers; none: start and own one")
     python: Path = Field(
         default=Path(".venv-vllm/bin/python"), description="of the environment that holds vLLM"
     )
