@@ -91,7 +91,7 @@ def read_settings(settings_type: type[S], argv: Sequence[str], *, prog: str) -> 
             _cli_prog_name=f"{prog} [--config FILE]",
         )
     except ValidationError as error:
-        raise UsageError(_explain(error)) from None
+        raise UsageError(_explain(error, settings_type)) from None
     except SettingsError as error:
         reason = str(error).removeprefix("error parsing CLI: ")
         raise UsageError(f"{reason} (see {prog} --help)") from None
@@ -160,14 +160,29 @@ def _repeat_list_flags(settings_type: type[BaseSettings], argv: list[str]) -> li
     return result
 
 
-def _explain(error: ValidationError) -> str:
-    return "; ".join(_explain_one(detail) for detail in error.errors())
+def _explain(error: ValidationError, settings_type: type[BaseModel]) -> str:
+    return "; ".join(_explain_one(detail, settings_type) for detail in error.errors())
 
 
-def _explain_one(detail: Any) -> str:
+def _explain_one(detail: Any, settings_type: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in detail["loc"]) or "settings"
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     if detail["type"] == "missing":
-        return f"{key}: required, give --{key} or set it in the --config file"
+        flags = " and ".join(f"--{name}" for name in _required(settings_type, detail["loc"]))
+        return f"{key}: required, give {flags or f'--{key}'} or set it in the --config file"
     return f"{key}: {detail['msg']}"
+
+
+def _required(model: type[BaseModel], loc: Sequence[Any]) -> list[str]:
+    """What has to be given of the section at ``loc``; nothing where there is no section."""
+    for part in loc:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        section = fields[part].annotation if part in fields else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return []
+        model = section
+    names = [
+        field.alias or name for name, field in model.model_fields.items() if field.is_required()
+    ]
+    return [".".join([*map(str, loc), name]) for name in names]

@@ -18,6 +18,18 @@ class Example(Settings):
     loss: Loss = Loss()
 
 
+class Optimiser(Section):
+    lr: float
+    decay: float = Field(alias="weight_decay")
+    epochs: int = 1
+
+
+class Needing(Settings):
+    backbone: str
+    optimiser: Optimiser
+    each: dict[str, Optimiser] = {}
+
+
 def read(tmp_path: Path, argv: list[str], file: str | None = None) -> Example:
     if file is not None:
         (tmp_path / "config.yaml").write_text(file)
@@ -87,3 +99,24 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, co
 
     assert run(Example, fail, prog="example", argv=[]) == code
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named_as_the_flag_that_gives_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def said(*argv: str) -> list[str]:
+        assert run(Needing, print, prog="example", argv=argv) == 2
+        return capsys.readouterr().err.strip().removeprefix("example: ").split("; ")
+
+    rest = "or set it in the --config file"
+    assert said() == [
+        f"backbone: required, give --backbone {rest}",
+        f"optimiser: required, give --optimiser.lr and --optimiser.weight_decay {rest}",
+    ]
+    assert said("--backbone", "b", "--optimiser.lr", "1") == [
+        f"optimiser.weight_decay: required, give --optimiser.weight_decay {rest}"
+    ]
+    whole = ["--backbone", "b", "--optimiser.lr", "1", "--optimiser.weight_decay", "0"]
+    assert said(*whole, "--each", '{"a": {"lr": 1}}') == [
+        f"each.a.weight_decay: required, give --each.a.weight_decay {rest}"
+    ]
