@@ -26,6 +26,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def has_metrics(run_dir: Path) -> bool:
+    """Whether a run has begun there: one that could not read its data or model leaves none."""
+    return (run_dir / FILE_NAME).is_file()
+
+
 class MetricsWriter:
     """Appends one JSON object per :meth:`log` to ``run_dir/metrics.jsonl``.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from reward_model import atomic
 from reward_model.errors import UsageError
+from trainer.metrics import has_metrics
 from trainer.reward.config import RewardSettings
 
 SETTINGS, REPORT, MODEL = "settings.json", "report.json", "model"
@@ -22,13 +23,13 @@ def open_run(settings: RewardSettings) -> bool:
     """Make the run directory ready; return whether the run in it is already finished.
 
     Raises:
-        UsageError: it holds a run with other settings; names them.
+        UsageError: it holds a run that has begun with other settings; names them.
     """
     path = settings.output_dir
     if settings.restart:
         _clear(path)
     stored = path / SETTINGS
-    if stored.is_file():
+    if stored.is_file() and has_metrics(path):
         _refuse_other(path, json.loads(stored.read_text()), _identity(settings))
     atomic.write_text(stored, json.dumps(settings.model_dump(mode="json", by_alias=True), indent=2))
     return (path / REPORT).is_file()

@@ -7,6 +7,7 @@ from typing import Any
 
 from reward_model import atomic
 from reward_model.errors import UsageError
+from trainer.metrics import has_metrics
 from trainer.sft.config import SftSettings
 
 SETTINGS, MODEL, CHECKPOINTS = "settings.json", "model", "checkpoints"
@@ -20,14 +21,15 @@ def open_run(settings: SftSettings) -> bool:
     """Make the run directory ready; return whether the run in it is already finished.
 
     Raises:
-        UsageError: it holds a run with other settings; names them.
+        UsageError: it holds a run that has begun with other settings; names them.
     """
     path = settings.output_dir
     if settings.restart:
         _clear(path)
     wanted = settings.model_dump(mode="json")
     stored = path / SETTINGS
-    if stored.is_file():
+    begun = has_metrics(path) or (path / MODEL).is_dir()
+    if stored.is_file() and begun:
         _refuse_other(path, json.loads(stored.read_text()), wanted)
     atomic.write_text(stored, json.dumps(wanted, indent=2) + "\n")
     return (path / MODEL).is_dir()

@@ -225,6 +225,16 @@ def test_other_settings_in_the_same_directory_are_refused(finished: RewardSettin
         train(other)
 
 
+def test_a_run_that_could_not_begin_binds_nobody(
+    backbone: Path, files: Path, tmp_path: Path
+) -> None:
+    short = {"optimiser": {"lr": 1e-3, "batch_pairs": 8, "max_steps": 1}}
+    with pytest.raises(UsageError, match="no such file"):
+        train(settings(backbone, files, tmp_path / "run", **short, data={"train": "absent.jsonl"}))
+    train(settings(backbone, files, tmp_path / "run", **short, seed=3))
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
 def test_restart_throws_the_old_run_away(
     backbone: Path, files: Path, tmp_path: Path, finished: RewardSettings
 ) -> None:

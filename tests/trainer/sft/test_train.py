@@ -89,6 +89,15 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(
     assert (policy / "model.safetensors").stat().st_mtime_ns > written
 
 
+def test_a_run_that_could_not_begin_binds_nobody(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"absent\.jsonl"):
+        train(settings(tmp_path, train="absent.jsonl"))
+    policy = train(settings(tmp_path, epochs=0))
+    with pytest.raises(UsageError, match=r"other settings \(epochs\)"):
+        train(settings(tmp_path, epochs=1))
+    assert policy.is_dir()
+
+
 def test_zero_epochs_write_the_backbone_and_a_reward_model_starts_from_it(tmp_path: Path) -> None:
     policy = train(settings(tmp_path, epochs=0))
     causal = AutoModelForCausalLM.from_pretrained(policy)
