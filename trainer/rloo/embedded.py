@@ -1,7 +1,7 @@
 """A generator inside this process, for machines without vLLM: the policy's own transformers model.
 
-Prompts that wait are sampled together. Each sample draws from random numbers of its own, so what it
-is does not depend on who shares its batch (up to rounding).
+Prompts that wait are sampled together, those of like lengths first. Each sample draws from random
+numbers of its own, so what it is does not depend on who shares its batch (up to rounding).
 """
 
 import asyncio
@@ -27,8 +27,10 @@ COMPACT_STEPS = 16
 """How often rows that have ended leave the batch."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """``count`` samples to one prompt, and who waits for them."""
+
     prompt_ids: tuple[int, ...]
     count: int
     seed: int
@@ -59,18 +61,18 @@ class EmbeddedGenerator:
         self._max_batch = max_batch
         self._device = device
         self._model: PreTrainedModel | None = None
-        self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
+        self._waiting: list[Request] = []
+        self._arrived = asyncio.Event()
         self._gate = Gate()
 
     async def run(self) -> None:
         """Serve requests until cancelled; the owner of this task sees its exceptions."""
         while True:
-            batch = [await self._waiting.get()]
+            await self._arrived.wait()
             await asyncio.sleep(0)  # whoever asked in the same breath joins the batch
-            size = batch[0].count
-            while not self._waiting.empty() and size < self._max_batch:
-                batch.append(self._waiting.get_nowait())
-                size += batch[-1].count
+            batch, self._waiting = next_batch(self._waiting, self._max_batch)
+            if not self._waiting:
+                self._arrived.clear()
             await self._answer(batch)
 
     async def generate(
@@ -78,7 +80,8 @@ class EmbeddedGenerator:
     ) -> tuple[Sample, ...]:
         async with self._gate.entered():
             answer: asyncio.Future[tuple[Sample, ...]] = asyncio.get_running_loop().create_future()
-            self._waiting.put_nowait(_Request(tuple(prompt_ids), count, seed, answer))
+            self._waiting.append(Request(tuple(prompt_ids), count, seed, answer))
+            self._arrived.set()
             return await answer
 
     async def publish(self, path: Path, version: int) -> None:
@@ -90,7 +93,7 @@ class EmbeddedGenerator:
     async def aclose(self) -> None:
         self._model = None
 
-    async def _answer(self, batch: list[_Request]) -> None:
+    async def _answer(self, batch: list[Request]) -> None:
         try:
             answers = await self._compute(self._sample, batch)
         except BaseException as error:
@@ -117,7 +120,7 @@ class EmbeddedGenerator:
                 weights |= load_file(file)
             self._model.load_state_dict(weights)
 
-    def _sample(self, batch: Sequence[_Request]) -> list[tuple[Sample, ...]]:
+    def _sample(self, batch: Sequence[Request]) -> list[tuple[Sample, ...]]:
         assert self._model is not None
         rows = sample_rows(
             self._model,
@@ -132,6 +135,24 @@ class EmbeddedGenerator:
     def _finish(self, tokens: list[int], logprobs: list[float], ended: bool) -> Sample:
         text = response_text(self._tokenizer, tokens, ended)
         return Sample(tuple(tokens), tuple(logprobs), ended, self.version, text)
+
+
+def next_batch(waiting: Sequence[Request], max_batch: int) -> tuple[list[Request], list[Request]]:
+    """The next requests of ``waiting``, in the order in which they came, and the rest.
+
+    The first one, and those whose prompts are nearest to its in length until there are
+    ``max_batch`` samples: all prompts are padded to the longest of their batch.
+    """
+    length = len(waiting[0].prompt_ids)
+    chosen, samples = set(), 0
+    for request in sorted(waiting, key=lambda one: abs(len(one.prompt_ids) - length)):
+        if samples >= max_batch:
+            break
+        chosen.add(request)
+        samples += request.count
+    return (
+        [one for one in waiting if one in chosen], [one for one in waiting if one not in chosen]
+    )  # fmt: skip
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import torch
 from tests.checkpoints import tiny_model, tiny_tokenizer
 from trainer.rloo.backends import open_generator
 from trainer.rloo.config import Generation
-from trainer.rloo.embedded import sample_rows
+from trainer.rloo.embedded import Request, next_batch, sample_rows
 from trainer.rloo.generation import Sampling
 from trainer.rloo.policy import Policy
 from trainer.rloo.probe import logprob_difference
@@ -57,6 +57,22 @@ async def test_a_sample_does_not_depend_on_its_batch(tmp_path):
     together, apart = await texts(64), await texts(1)
     assert together == apart
     assert len({tokens for group in together for tokens in group}) > 3
+
+
+async def test_the_first_to_come_is_joined_by_prompts_of_its_length():
+    def request(length, count=4):
+        return Request(tuple(range(length)), count, 0, asyncio.Future())
+
+    first, long, near, nearer, same = (request(n) for n in (20, 300, 30, 15, 20))
+    waiting = [first, long, near, nearer, same]
+    assert next_batch(waiting, 12) == ([first, nearer, same], [long, near])
+    assert next_batch(waiting, 9) == ([first, nearer, same], [long, near])
+    assert next_batch(waiting, 1) == ([first], [long, near, nearer, same])
+    assert next_batch([long, first, same], 100) == ([long, first, same], [])
+    # A request is never cut, and equals come in their order.
+    assert next_batch([request(9, 64), first], 64)[1] == [first]
+    again = [request(5) for _ in range(4)]
+    assert next_batch(again, 8) == (again[:2], again[2:])
 
 
 async def test_ended_and_cut_samples_are_told_apart(tmp_path):
