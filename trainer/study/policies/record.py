@@ -26,7 +26,8 @@ class SeedRecord:
     """One replicate.
 
     ``standards[arm]``: mean and standard deviation of the proxy on samples of the SFT policy.
-    ``accuracy[arm][cell]``: of the reward models. ``ran``: where, and for how many seconds.
+    ``accuracy[arm][cell]``: of the reward models. ``ran``: where, for how many seconds,
+    and the version of the gold model.
     """
 
     identity: dict[str, Any]

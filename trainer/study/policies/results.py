@@ -69,7 +69,8 @@ def analyse(settings: PolicyStudySettings) -> Results:
     """From the records of all finished seeds.
 
     Raises:
-        UsageError: fewer than two are finished, or a record is of other settings.
+        UsageError: fewer than two are finished, a record is of other settings, or two are of
+            different gold models.
     """
     records = [
         SeedRecord.read(path, identity_of(settings, seed))
@@ -78,6 +79,14 @@ def analyse(settings: PolicyStudySettings) -> Results:
     ]
     if len(records) < 2:
         raise UsageError(f"{settings.output_dir}: {len(records)} seeds are finished, 2 needed")
+    golds = {
+        record.ran["gold"]: record.identity["seed"] for record in records if "gold" in record.ran
+    }
+    if len(golds) > 1:
+        raise UsageError(
+            f"seeds {', '.join(map(str, golds.values()))} were judged by different gold models; "
+            "remove the records of all but one"
+        )
     found = [
         Comparison(arm, beta, measure, _difference(settings, records, arm, beta, measure), None)
         for arm in settings.arms

@@ -70,6 +70,7 @@ class SeedRun:
         """Run what is not done yet, and put together what came of it."""
         runner = self.runner
         with runner.hold(), self.world.gold() as gold_url:
+            gold = _version(gold_url)
             ground = self.world.ground(gold_url)
             models = {arm: ground.rewards / arm / "model" for arm in self.settings.arms}
             with service(models, runner.logs, device=self.settings.device) as url:
@@ -82,6 +83,7 @@ class SeedRun:
             courses.append(Course(arm, beta, found.points))
             accuracy[arm] = {cell: found.accuracy(cell) for cell in found.cells}
         ran = {
+            "gold": gold,
             "seconds": runner.seconds,
             "torch": torch.__version__,
             "processor": processor(),
@@ -153,6 +155,14 @@ class SeedRun:
         """Arms of one β side by side, so that a stopped study has whole comparisons."""
         for beta, arm in itertools.product(self.settings.betas, self.settings.arms):
             yield arm, beta
+
+
+def _version(url: str) -> str:
+    """Of the model that is served there."""
+    client = RewardClient(url)
+    [found] = client.score_sync([{"prompt": "Which?", "responses": ["This."]}])
+    client.close()
+    return found.model_version
 
 
 def _name(arm: str, beta: float) -> str:

@@ -46,6 +46,21 @@ def settings(tmp_path: Path) -> PolicyStudySettings:
     return settings
 
 
+def test_seeds_of_different_gold_models_are_not_put_together(settings: PolicyStudySettings) -> None:
+    def judged(seed: int, by: str) -> None:
+        path = record_path(settings, seed)
+        record = SeedRecord.read(path, identity_of(settings, seed))
+        record.ran["gold"] = by
+        record.write(path)
+
+    judged(1, "sha256:a")
+    judged(3, "sha256:a")
+    assert len(analyse(settings).records) == 3
+    judged(3, "sha256:b")
+    with pytest.raises(UsageError, match="seeds 1, 3 were judged by different gold models"):
+        analyse(settings)
+
+
 def test_the_mean_over_kl_is_the_area_under_straight_lines() -> None:
     points = [point(0, 0.0, 1.0), point(10, 2.0, 3.0), point(20, 6.0, 1.0)]
     gold = [one.gold for one in points]
