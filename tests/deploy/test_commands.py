@@ -20,7 +20,6 @@ PAGES = [
     *sorted((ROOT / "deploy").rglob("*.md")),
 ]
 RECIPES = sorted((ROOT / "deploy" / "recipes").rglob("*.yaml"))
-PACKAGES = ("trainer", "service")
 
 
 def shown(path: Path) -> Iterator[str]:

@@ -50,7 +50,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if self._buffers is None or end > self._buffers[0].shape[-2]:
+        if self._buffers is None or not self._stands_in(self._buffers[0], end):
             self._buffers = (
                 _roomy(self.keys, key_states, start), _roomy(self.values, value_states, start)
             )  # fmt: skip
@@ -59,9 +59,10 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._buffers = None
+    def _stands_in(self, buffer: Tensor, end: int) -> bool:
+        """Whether the keys are the buffer's front, no selection of them, and ``end`` fits it."""
+        front = self.keys.data_ptr() == buffer.data_ptr() and len(self.keys) == len(buffer)
+        return front and end <= buffer.shape[-2]
 
 
 def _roomy(past: Tensor, new: Tensor, length: int) -> Tensor:

@@ -89,3 +89,15 @@ def test_rows_that_were_selected_no_longer_write_where_the_others_stand():
     assert torch.equal(everything, before)
     assert torch.equal(layer.keys, torch.cat([keys[1:2], keys[:1, :, :1]], 2))
     assert torch.equal(layer.values, torch.cat([values[1:2], values[:1, :, :1]], 2))
+
+
+def test_a_layer_that_was_reset_or_reordered_begins_anew():
+    layer = RoomyLayer()
+    keys, values = torch.rand(2, 3, 2, 5, 4)
+    layer.update(keys, values)
+    layer.reorder_cache(torch.tensor([2, 1, 0]))
+    layer.update(keys[:, :, :1], values[:, :, :1])
+    assert torch.equal(layer.keys, torch.cat([keys.flip(0), keys[:, :, :1]], 2))
+    layer.reset()
+    layer.update(keys[:2], values[:2])
+    assert torch.equal(layer.keys, keys[:2])
