@@ -59,6 +59,11 @@ class PolicyStudySettings(Settings):
     text: TextSettings | None = Field(default=None, description="in place of the demo's world")
     backend: Literal["vllm", "embedded"] = Field(default="embedded", description="who generates")
     side_by_side: int = Field(default=2, gt=0, description="RLOO runs at a time")
+    golds: int = Field(
+        default=1,
+        gt=0,
+        description="gold models that the seeds may have been judged by; one judges a whole seed",
+    )
     device: str = Field(
         default="cpu",
         description="of RLOO and of the service; reward models train on a GPU where there is one",

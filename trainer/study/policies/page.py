@@ -7,7 +7,7 @@ from trainer.demo.outcome import Point
 from trainer.report import Report, curves
 from trainer.study.page import interval
 from trainer.study.policies.config import PolicyStudySettings
-from trainer.study.policies.results import PRIMARY, Results
+from trainer.study.policies.results import PRIMARY, Results, describe, judges
 
 PAGE = "report.html"
 
@@ -21,6 +21,8 @@ def write_page(settings: PolicyStudySettings, results: Results) -> None:
         f"{settings.primary} and {settings.baseline} at β = {settings.primary_beta:g}.",
     )
     page.text(_effort(results))
+    if len(judged := judges(results.records)) > 1:
+        page.text(f"Gold was not one model in all seeds, but one in each: {describe(judged)}.")
     page.heading("Against the baseline")
     page.table(
         ["arm", "β", "measure", "Δ", "95 % (t)", "p", "p (Holm)", "detectable"],

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +69,8 @@ def analyse(settings: PolicyStudySettings) -> Results:
     """From the records of all finished seeds.
 
     Raises:
-        UsageError: fewer than two are finished, a record is of other settings, or two are of
-            different gold models.
+        UsageError: fewer than two are finished, a record is of other settings, or more gold
+            models judged them than the settings allow.
     """
     records = [
         SeedRecord.read(path, identity_of(settings, seed))
@@ -79,13 +79,10 @@ def analyse(settings: PolicyStudySettings) -> Results:
     ]
     if len(records) < 2:
         raise UsageError(f"{settings.output_dir}: {len(records)} seeds are finished, 2 needed")
-    golds = {
-        record.ran["gold"]: record.identity["seed"] for record in records if "gold" in record.ran
-    }
-    if len(golds) > 1:
+    if len(judged := judges(records)) > settings.golds:
         raise UsageError(
-            f"seeds {', '.join(map(str, golds.values()))} were judged by different gold models; "
-            "remove the records of all but one"
+            f"golds: {settings.golds}, but {len(judged)} gold models judged the seeds: "
+            f"{describe(judged)}; remove the records of some, or raise golds and say so"
         )
     found = [
         Comparison(arm, beta, measure, _difference(settings, records, arm, beta, measure), None)
@@ -98,6 +95,23 @@ def analyse(settings: PolicyStudySettings) -> Results:
     corrected = holm(secondary)
     return Results(
         records, [dataclasses.replace(one, holm=corrected.get(_name(one))) for one in found]
+    )
+
+
+def judges(records: Sequence[SeedRecord]) -> dict[str, list[int]]:
+    """Versions of gold models, and the seeds that each judged, where records name them."""
+    judged: dict[str, list[int]] = {}
+    for record in records:
+        if "gold" in record.ran:
+            judged.setdefault(record.ran["gold"], []).append(record.identity["seed"])
+    return judged
+
+
+def describe(judged: Mapping[str, Sequence[int]]) -> str:
+    """What ``judges`` found, in words."""
+    return "; ".join(
+        f"{version} {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
+        for version, seeds in judged.items()
     )
 
 

@@ -12,7 +12,13 @@ from trainer.demo.outcome import Point
 from trainer.study.policies.config import PolicyStudySettings
 from trainer.study.policies.page import write_page
 from trainer.study.policies.record import Course, SeedRecord, identity_of, record_path
-from trainer.study.policies.results import PRIMARY, analyse, mean_over_kl, write_results
+from trainer.study.policies.results import (
+    PRIMARY,
+    analyse,
+    judges,
+    mean_over_kl,
+    write_results,
+)
 
 GAINS = {1: 0.5, 2: 0.1, 3: 0.4}
 """What bsr has more of gold than bt, by seed."""
@@ -46,19 +52,25 @@ def settings(tmp_path: Path) -> PolicyStudySettings:
     return settings
 
 
-def test_seeds_of_different_gold_models_are_not_put_together(settings: PolicyStudySettings) -> None:
-    def judged(seed: int, by: str) -> None:
+def test_seeds_of_more_gold_models_than_are_allowed(settings: PolicyStudySettings) -> None:
+    def judge(seed: int, by: str) -> None:
         path = record_path(settings, seed)
         record = SeedRecord.read(path, identity_of(settings, seed))
         record.ran["gold"] = by
         record.write(path)
 
-    judged(1, "sha256:a")
-    judged(3, "sha256:a")
+    for seed in (1, 3):
+        judge(seed, "sha256:a")
     assert len(analyse(settings).records) == 3
-    judged(3, "sha256:b")
-    with pytest.raises(UsageError, match="seeds 1, 3 were judged by different gold models"):
+    judge(2, "sha256:b")
+    said = "golds: 1, but 2 gold models judged the seeds: sha256:a seeds 1, 3; sha256:b seed 2;"
+    with pytest.raises(UsageError, match=said):
         analyse(settings)
+    both = settings.model_copy(update={"golds": 2})
+    found = analyse(both)
+    assert judges(found.records) == {"sha256:a": [1, 3], "sha256:b": [2]}
+    write_page(both, found)
+    assert "one in each: sha256:a seeds 1, 3; " in (settings.output_dir / "report.html").read_text()
 
 
 def test_the_mean_over_kl_is_the_area_under_straight_lines() -> None:
