@@ -32,14 +32,12 @@ static void OF(pack_tile)(const Attention *a, long head, long tile)
                            a->dim - column, values + column * TILE + step * COLUMNS);
 }
 
-/* Logits of one row in a block of keys to weights, [start, stop) of which are seen; returns what
-   earlier sums are to be multiplied with. ``highest`` is kept in units of log2, before a weight is
-   2^(logit scale log2 e - highest). */
-static float OF(weigh)(const Attention *a, float *logits, OF(factor) * weights, long start,
-                       long stop, long width, float *highest, float *total)
+/* The highest of a row's logits in a block of keys, [start, stop) of which are seen, in units of
+   log2, goes to ``highest``; returns what earlier sums are to be multiplied with. */
+static float OF(reach)(const Attention *a, float *logits, long start, long stop, long width,
+                       float unit, float *highest)
 {
-    floats low = each(MINUS_INFINITY), most = low;
-    float unit = (a->softcap ? a->softcap : a->scale) * LOG2_E;
+    floats most = each(MINUS_INFINITY);
     if (a->softcap)
         cap_row(logits, width, a->scale / a->softcap);
     for (long n = start > 0 ? start / 16 * 16 : 0; n < width && n < stop; n += 16) {
@@ -49,12 +47,20 @@ static float OF(weigh)(const Attention *a, float *logits, OF(factor) * weights, 
     }
     float before = *highest, now = largest_of(most) * unit;
     if (!(now > before))
-        now = before;
-    if (now == MINUS_INFINITY) { /* nothing seen yet */
+        return 1;
+    *highest = now;
+    return before == MINUS_INFINITY ? 0 : first_of(exponential2(each(before - now)));
+}
+
+/* Logits of the same row to weights, 2^(logit unit - highest), and their sum. */
+static float OF(weigh)(const float *logits, OF(factor) * weights, long start, long stop, long width,
+                       float unit, float highest)
+{
+    if (highest == MINUS_INFINITY) { /* nothing seen yet */
         memset(weights, 0, sizeof *weights * width);
         return 0;
     }
-    floats by = each(unit), shift = each(now), sum = each(0);
+    floats by = each(unit), shift = each(highest), sum = each(0);
     for (long n = 0; n < width; n += 16) {
         floats x = multiply_subtract(load_f32(logits + n), by, shift);
         floats weight = exponential2(x);
@@ -62,35 +68,31 @@ static float OF(weigh)(const Attention *a, float *logits, OF(factor) * weights, 
             weight = only(between(start - n, stop - n), weight);
         sum = add(sum, OF(store_factor)(weights + n, weight));
     }
-    float again = 0;
-    if (before != MINUS_INFINITY)
-        again = before == now ? 1 : first_of(exponential2(each(before - now)));
-    *highest = now;
-    *total = *total * again + sum_of(sum);
-    return again;
+    return sum_of(sum);
 }
 
 /* logits [32, width] of query rows q with the keys from base on. */
 static void OF(multiply_keys)(const Attention *a, const int32_t *chain, long key_head,
-                              const OF(factor) * q, long base, long width, float *logits)
+                              const OF(factor) * q, long rows, long base, long width, float *logits)
 {
     long dim = wide(a);
     for (long n = 0; n < width; n += STEP) {
         const ELEMENT *keys =
             OF(packed_keys)(a, key_head, chain[(base + n) / TILE]) + n % TILE * dim;
-        OF(block)(a->isa, q, dim, keys, keys + COLUMNS * dim, dim / STEP, logits + n, ROW, 0);
+        OF(block)(a->isa, rows, q, dim, keys, keys + COLUMNS * dim, dim / STEP, logits + n, ROW, 0);
     }
 }
 
 /* sums [32, dim] (+)= weights [32, width] . the values from base on. */
 static void OF(add_values)(const Attention *a, const int32_t *chain, long key_head,
-                           const OF(factor) * weights, long base, long width, float *sums, int more)
+                           const OF(factor) * weights, long rows, long base, long width,
+                           float *sums, int more)
 {
     for (long d = 0; d < wide(a); d += 2 * COLUMNS)
         for (long n = 0; n < width; n += TILE) {
             const ELEMENT *values =
                 OF(packed_values)(a, key_head, chain[(base + n) / TILE]) + d * TILE;
-            OF(block)(a->isa, weights + n, WEIGHTS_ROW, values, values + COLUMNS * TILE,
+            OF(block)(a->isa, rows, weights + n, WEIGHTS_ROW, values, values + COLUMNS * TILE,
                       width - n > STEP ? 2 : 1, sums + d, wide(a) + 16, more || n);
         }
 }
@@ -115,6 +117,7 @@ static void OF(attend)(const Attention *a, long task, long unit, OF(Scratch) * o
         own->total[i] = 0;
     }
     int more = 0;
+    float by = (a->softcap ? a->softcap : a->scale) * LOG2_E;
     long last = seen(a, task, rows - 1).stop;
     for (long base = seen(a, task, 0).start / BLOCK * BLOCK; base < last; base += BLOCK) {
         for (long begin = 0; begin < rows; begin += HALF) {
@@ -123,25 +126,35 @@ static void OF(attend)(const Attention *a, long task, long unit, OF(Scratch) * o
             long width = keys < BLOCK ? (keys + STEP - 1) / STEP * STEP : BLOCK;
             if (width <= 0)
                 continue;
-            OF(multiply_keys)(a, chain, key_head, own->query + begin * dim, base, width,
-                              own->logits + begin * ROW);
+            OF(multiply_keys)(a, chain, key_head, own->query + begin * dim, end - begin, base,
+                              width, own->logits + begin * ROW);
             for (long i = begin; i < end; i++) {
                 Range range = seen(a, task, i);
-                float again = OF(weigh)(a, own->logits + i * ROW, own->weights + i * WEIGHTS_ROW,
-                                        range.start - base, range.stop - base, width,
-                                        own->highest + i, own->total + i);
-                if (more && again != 1)
-                    scale_row(own->sums + i * sums_row, dim, again);
+                float again = OF(reach)(a, own->logits + i * ROW, range.start - base,
+                                        range.stop - base, width, by, own->highest + i);
+                if (again != 1) {
+                    own->total[i] *= again;
+                    if (more)
+                        scale_row(own->sums + i * sums_row, dim, again);
+                }
             }
-            OF(add_values)(a, chain, key_head, own->weights + begin * WEIGHTS_ROW, base, width,
-                           own->sums + begin * sums_row, more);
+            for (long i = begin; i < end; i++) {
+                Range range = seen(a, task, i);
+                own->total[i] +=
+                    OF(weigh)(own->logits + i * ROW, own->weights + i * WEIGHTS_ROW,
+                              range.start - base, range.stop - base, width, by, own->highest[i]);
+            }
+            OF(add_values)(a, chain, key_head, own->weights + begin * WEIGHTS_ROW, end - begin,
+                           base, width, own->sums + begin * sums_row, more);
         }
         more = 1;
     }
+    for (long i = 0; i < rows; i += 16)
+        store_f32(own->total + i, divide(each(1), load_f32(own->total + i)));
     for (long i = 0; i < rows; i++)
         for (long d = 0; d < a->dim; d += 16) {
             floats sums = load_f32(own->sums + i * sums_row + d);
-            OF(store_some)(out + i * out_step + d, divide(sums, each(own->total[i])), a->dim - d);
+            OF(store_some)(out + i * out_step + d, multiply(sums, each(own->total[i])), a->dim - d);
         }
 }
 

@@ -324,10 +324,10 @@ static inline void rows_at_once(const float *a, long a_row, const float *b, long
         rows_f32(5, a + r * a_row, a_row, b, terms, c + r * c_row, c_row, more);
 }
 
-static inline void block_f32(int isa, const float *a, long a_row, const float *b0, const float *b1,
-                             long steps, float *c, long c_row, int more)
+static inline void block_f32(int isa, long rows, const float *a, long a_row, const float *b0,
+                             const float *b1, long steps, float *c, long c_row, int more)
 {
-    (void)isa;
+    (void)isa, (void)rows;
     for (long from = 0; from < steps * STEP; from += TERMS) {
         long rest = steps * STEP - from, terms = rest < TERMS ? rest : TERMS;
         for (int half = 0; half < 2; half++)
@@ -336,10 +336,10 @@ static inline void block_f32(int isa, const float *a, long a_row, const float *b
     }
 }
 
-static inline void block_bf16(int isa, const float *a, long a_row, const bf16 *b0, const bf16 *b1,
-                              long steps, float *c, long c_row, int more)
+static inline void block_bf16(int isa, long rows, const float *a, long a_row, const bf16 *b0,
+                              const bf16 *b1, long steps, float *c, long c_row, int more)
 {
-    (void)isa;
+    (void)isa, (void)rows;
     float wide[TERMS * COLUMNS] __attribute__((aligned(64)));
     __m256 odd = _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000));
     for (long from = 0; from < steps * STEP; from += TERMS) {

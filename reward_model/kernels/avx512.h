@@ -196,10 +196,10 @@ static inline void amx_block(const bf16 *a, long a_row, const bf16 *b0, const bf
     _tile_stored(3, c + 16 * c_row + 16, c_bytes);
 }
 
-static inline void avx512_block(const bf16 *a, long a_row, const bf16 *b0, const bf16 *b1,
-                                long steps, float *c, long c_row, int more)
+static inline void avx512_block(long rows, const bf16 *a, long a_row, const bf16 *b0,
+                                const bf16 *b1, long steps, float *c, long c_row, int more)
 {
-    for (int from = 0; from < 32; from += 8) {
+    for (long from = 0; from < rows; from += 8) {
         __m512 sum[8][2];
         for (int r = 0; r < 8; r++) {
             float *own = c + (from + r) * c_row;
@@ -228,20 +228,20 @@ static inline void avx512_block(const bf16 *a, long a_row, const bf16 *b0, const
     }
 }
 
-static inline void block_bf16(int isa, const bf16 *a, long a_row, const bf16 *b0, const bf16 *b1,
-                              long steps, float *c, long c_row, int more)
+static inline void block_bf16(int isa, long rows, const bf16 *a, long a_row, const bf16 *b0,
+                              const bf16 *b1, long steps, float *c, long c_row, int more)
 {
     if (isa == AMX)
         amx_block(a, a_row, b0, b1, steps, c, c_row, more);
     else
-        avx512_block(a, a_row, b0, b1, steps, c, c_row, more);
+        avx512_block(rows, a, a_row, b0, b1, steps, c, c_row, more);
 }
 
-static inline void block_f32(int isa, const float *a, long a_row, const float *b0, const float *b1,
-                             long steps, float *c, long c_row, int more)
+static inline void block_f32(int isa, long rows, const float *a, long a_row, const float *b0,
+                             const float *b1, long steps, float *c, long c_row, int more)
 {
     (void)isa;
-    for (int from = 0; from < 32; from += 8) {
+    for (long from = 0; from < rows; from += 8) {
         __m512 sum[8][2];
         for (int r = 0; r < 8; r++) {
             float *own = c + (from + r) * c_row;

@@ -67,8 +67,8 @@ static void OF(part)(const OF(Product) * p, long from, long to, long first, long
                         x_row = p->x_row;
                         x = OF(factor_of)(p->x + start * x_row + k, &x_row, some);
                     }
-                    OF(block)(p->isa, x, x_row, b0 + k * COLUMNS, b1 + k * COLUMNS, some / STEP, c,
-                              32, k > 0);
+                    OF(block)(p->isa, ROWS, x, x_row, b0 + k * COLUMNS, b1 + k * COLUMNS,
+                              some / STEP, c, 32, k > 0);
                 }
                 OF(finish)(p, c, start, row - start, n);
             }
