@@ -149,6 +149,7 @@ static void OF(attend)(const Attention *a, long task, long unit, OF(Scratch) * o
         }
         more = 1;
     }
+    /* From here on the inverse: a row has many elements to divide. */
     for (long i = 0; i < rows; i += 16)
         store_f32(own->total + i, divide(each(1), load_f32(own->total + i)));
     for (long i = 0; i < rows; i++)

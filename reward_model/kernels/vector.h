@@ -3,7 +3,8 @@
    A block is 32 rows by 2 x 16 columns. Its right factor comes in columns of 16, for every 32 terms
    of the sum one tile: in bfloat16 16 pairs of terms by 16 columns of two, in float32 32 terms by
    16 columns. Every element of a product is one sum, in the order of its terms: it depends on its
-   own row and column, and not on how many there are.
+   own row and column, and not on how many there are. Who wants only the first rows of a block says
+   so; others may be computed or not.
 
    The registers are those of avx512.h or of avx2.h: the kernels are compiled for both. */
 
