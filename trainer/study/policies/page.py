@@ -1,15 +1,23 @@
 """``report.html`` of a policy study, and the same as Markdown."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from trainer.demo.outcome import Point
 from trainer.report import Report, curves
 from trainer.study.page import interval
 from trainer.study.policies.config import PolicyStudySettings
-from trainer.study.policies.results import PRIMARY, Results, describe, judges
+from trainer.study.policies.results import (
+    PRIMARY,
+    Results,
+    describe,
+    judges,
+    mean_over_kl,
+    shared_kl,
+)
 
 PAGE = "report.html"
+MATCHED = ("gold", "reward", "length")
 
 
 def write_page(settings: PolicyStudySettings, results: Results) -> None:
@@ -64,6 +72,15 @@ def write_page(settings: PolicyStudySettings, results: Results) -> None:
             ],
             "Mean ± standard deviation over seeds; KL, proxy and length at the last step.",
         )
+        page.table(
+            ["arm", "gold", "proxy", "length"],
+            [
+                [arm, *(spread(_at_matched_kl(found, arm, name)) for name in MATCHED)]
+                for arm in found
+            ],
+            "At matched KL: means over KL up to where all arms of a seed come; mean ± standard "
+            "deviation over seeds.",
+        )
         gold = {arm: _course(courses, "gold") for arm, courses in found.items()}
         page.figure(
             curves(gold, "KL from the SFT policy", "gold", markers=True),
@@ -97,6 +114,17 @@ def _effort(results: Results) -> str:
 
 def spread(numbers: Sequence[float]) -> str:
     return f"{statistics.mean(numbers):.2f} ± {statistics.stdev(numbers):.2f}"
+
+
+def _at_matched_kl(
+    found: Mapping[str, Sequence[Sequence[Point]]], arm: str, name: str
+) -> list[float]:
+    """A value of an arm's policies, one a seed."""
+    seeds = zip(*found.values(), strict=True)
+    return [
+        mean_over_kl(points, [getattr(point, name) for point in points], shared_kl(courses))
+        for points, courses in zip(found[arm], seeds, strict=True)
+    ]
 
 
 def _course(courses: Sequence[Sequence[Point]], name: str) -> tuple[list[float], list[float]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,11 @@ def mean_over_kl(points: Sequence[Point], values: Sequence[float], reach: float)
     kl, found = kl[order], np.asarray(values, dtype=float)[order]
     knots = np.unique(np.concatenate([[0.0], kl[kl < reach], [reach]]))
     return float(np.trapezoid(np.interp(knots, kl, found), knots) / reach)
+
+
+def shared_kl(courses: Iterable[Sequence[Point]]) -> float:
+    """The KL that all policies of a seed and β reach."""
+    return min(max(point.kl for point in points) for points in courses)
 
 
 def analyse(settings: PolicyStudySettings) -> Results:
@@ -131,7 +136,7 @@ def _difference(
     differences = []
     for record in records:
         courses = {name: record.course(name, beta).points for name in settings.arms}
-        reach = min(max(point.kl for point in points) for points in courses.values())
+        reach = shared_kl(courses.values())
         ours, theirs = (MEASURES[measure](courses[one], reach) for one in (arm, settings.baseline))
         differences.append(ours - theirs)
     return paired(differences)

@@ -120,6 +120,8 @@ def test_the_pages_are_written(settings: PolicyStudySettings) -> None:
     page = settings.output_dir / "page.md"
     write_page(settings.model_copy(update={"page": page}), found)
     assert "| bsr | 0.1 |" in page.read_text()
+    # To a KL of 4, bt by hand: gold, and the proxy that equals it, (2 + 1) / 4.
+    assert "| bt | 0.75 ± 0.00 | 0.75 ± 0.00 | 30.00 ± 0.00 |" in page.read_text()
     written = json.loads((settings.output_dir / "results.json").read_text())
     assert len(written) == 10
     text = (settings.output_dir / "report.html").read_text()
