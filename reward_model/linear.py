@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from reward_model.processor import made_by_intel
+
 
 @cache
 def available() -> bool:
@@ -25,10 +27,8 @@ def available() -> bool:
 
 @cache
 def preferred() -> bool:
-    """Whether they are faster than MKL's: a matter of who made the processor, so that one machine
-    always computes the same bits."""
-    maker = str(torch.cpu.get_capabilities().get("cpu_name", ""))
-    return available() and not maker.startswith("Intel")
+    """Whether they are faster than MKL's: a matter of who made the processor."""
+    return available() and not made_by_intel()
 
 
 def use_onednn(model: nn.Module) -> None:

@@ -11,10 +11,8 @@
 #define TILE 64
 #define BLOCK_TILES 8
 #define BLOCK (BLOCK_TILES * TILE)
-#define HALF 32 /* query rows of a block */
-/* Rows of scratch are no power of two long, so that they share no cache set. */
-#define ROW (BLOCK + 16)
-#define WEIGHTS_ROW (BLOCK + 32)
+#define HALF 32          /* query rows of a block */
+#define ROW (BLOCK + 16) /* of scratch: no power of two, so that rows share no cache set */
 #define MINUS_INFINITY (-__builtin_inff())
 
 static long wide(const Attention *a) { return (a->dim + STEP - 1) / STEP * STEP; }

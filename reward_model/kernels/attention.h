@@ -2,11 +2,13 @@
 
 typedef struct {
     OF(factor) query[TILE * 256] __attribute__((aligned(64)));
-    float logits[TILE * ROW] __attribute__((aligned(64)));
-    OF(factor) weights[TILE * WEIGHTS_ROW] __attribute__((aligned(64)));
+    float logits[TILE * ROW] __attribute__((aligned(64))); /* weights in the end */
     float sums[TILE * (256 + 16)] __attribute__((aligned(64)));
     float highest[TILE], total[TILE];
 } OF(Scratch);
+
+/* From a row of weights to the next. */
+#define WEIGHTS_ROW (ROW * (long)(sizeof(float) / sizeof(OF(factor))))
 
 static ELEMENT *OF(packed_keys)(const Attention *a, long head, long tile)
 {
@@ -52,10 +54,10 @@ static float OF(reach)(const Attention *a, float *logits, long start, long stop,
     return before == MINUS_INFINITY ? 0 : first_of(exponential2(each(before - now)));
 }
 
-/* Logits of the same row to weights, 2^(logit unit - highest), and their sum. */
-static float OF(weigh)(const float *logits, OF(factor) * weights, long start, long stop, long width,
-                       float unit, float highest)
+/* Logits of the same row to weights in their place, 2^(logit unit - highest), and their sum. */
+static float OF(weigh)(float *logits, long start, long stop, long width, float unit, float highest)
 {
+    OF(factor) *weights = (OF(factor) *)logits;
     if (highest == MINUS_INFINITY) { /* nothing seen yet */
         memset(weights, 0, sizeof *weights * width);
         return 0;
@@ -140,12 +142,11 @@ static void OF(attend)(const Attention *a, long task, long unit, OF(Scratch) * o
             }
             for (long i = begin; i < end; i++) {
                 Range range = seen(a, task, i);
-                own->total[i] +=
-                    OF(weigh)(own->logits + i * ROW, own->weights + i * WEIGHTS_ROW,
-                              range.start - base, range.stop - base, width, by, own->highest[i]);
+                own->total[i] += OF(weigh)(own->logits + i * ROW, range.start - base,
+                                           range.stop - base, width, by, own->highest[i]);
             }
-            OF(add_values)(a, chain, key_head, own->weights + begin * WEIGHTS_ROW, end - begin,
-                           base, width, own->sums + begin * sums_row, more);
+            OF(add_values)(a, chain, key_head, (OF(factor) *)(own->logits + begin * ROW),
+                           end - begin, base, width, own->sums + begin * sums_row, more);
         }
         more = 1;
     }
@@ -175,3 +176,4 @@ EXPORT void OF(attention)(const Attention *a)
         give_tiles_back(a->isa);
     }
 }
+#undef WEIGHTS_ROW

@@ -1,14 +1,11 @@
-/* The words of vector.h in AVX-512 registers, AVX-512 BF16 and AMX.
+/* The words of vector.h in AVX-512 registers.
 
-   In bfloat16 a tile of a right factor is 16 pairs of terms by 16 columns of two, as both AMX and
-   AVX-512 BF16 read it, in float32 32 terms by 16 columns. */
+   In bfloat16 a tile of a right factor is 16 pairs of terms by 16 columns of two, as AMX and
+   AVX-512 BF16 read it, in float32 32 terms by 16 columns. Products in bfloat16 are those of
+   avx512_bf16.h or of avx512_fma.h: this is compiled for both. */
 
 typedef __m512 floats;
 typedef __mmask16 lanes;
-
-/* Left factors of a product. */
-typedef bf16 factor_bf16;
-typedef float factor_f32;
 
 static inline floats each(float x) { return _mm512_set1_ps(x); }
 static inline floats add(floats x, floats y) { return _mm512_add_ps(x, y); }
@@ -71,7 +68,21 @@ static inline floats load_some_bf16(const bf16 *from, long count)
     return widen(_mm256_maskz_loadu_epi16(first(count), from));
 }
 
+/* x as the nearest bfloat16, the even one of two. */
+#ifdef __AVX512BF16__
 static inline __m256i narrow(floats x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+#else
+static inline __m256i narrow(floats x)
+{
+    __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    __mmask16 no_number = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    rounded = _mm512_mask_mov_epi32(rounded, no_number, quiet);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+#endif
 
 /* Stores return what they stored: x, rounded. */
 static inline floats store_bf16(bf16 *to, floats x)
@@ -108,162 +119,12 @@ static inline void store_some_f32(float *to, floats x, long count)
 
 static inline floats round_f32(floats x) { return x; }
 
-/* Left factors are read as they are. */
-static inline long terms_at_once_bf16(long terms) { return terms; }
-static inline long terms_at_once_f32(long terms) { return terms; }
-
-static inline const bf16 *factor_of_bf16(const bf16 *x, long *row, long terms)
-{
-    (void)row, (void)terms;
-    return x;
-}
-
-static inline const float *factor_of_f32(const float *x, long *row, long terms)
-{
-    (void)row, (void)terms;
-    return x;
-}
-
-static inline void keep_bf16(factor_bf16 *to, const bf16 *from, long count)
-{
-    memcpy(to, from, sizeof(bf16) * count);
-}
-
-static inline void keep_f32(factor_f32 *to, const float *from, long count)
-{
-    memcpy(to, from, sizeof(float) * count);
-}
-
-static inline floats store_factor_bf16(factor_bf16 *to, floats x) { return store_bf16(to, x); }
-static inline floats store_factor_f32(factor_f32 *to, floats x) { return store_f32(to, x); }
-
-/* AMX: eight tiles of 16 rows by 64 bytes. Configured by every thread that uses them, since others
-   (oneDNN) do so too. */
-static inline void take_tiles(int isa)
-{
-    if (isa != AMX)
-        return;
-    struct {
-        uint8_t palette, start;
-        uint8_t reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } __attribute__((packed)) shape;
-    memset(&shape, 0, sizeof shape);
-    shape.palette = 1;
-    for (int i = 0; i < 8; i++) {
-        shape.bytes[i] = 64;
-        shape.rows[i] = 16;
-    }
-    _tile_loadconfig(&shape);
-}
-
-static inline void give_tiles_back(int isa)
-{
-    if (isa == AMX)
-        _tile_release();
-}
-
-/* c [32, 2 x 16] (+)= a [32, 32 * steps] . b. */
-static inline void amx_block(const bf16 *a, long a_row, const bf16 *b0, const bf16 *b1, long steps,
-                             float *c, long c_row, int more)
-{
-    long a_bytes = a_row * 2, c_bytes = c_row * 4;
-    if (more) {
-        _tile_loadd(0, c, c_bytes);
-        _tile_loadd(1, c + 16, c_bytes);
-        _tile_loadd(2, c + 16 * c_row, c_bytes);
-        _tile_loadd(3, c + 16 * c_row + 16, c_bytes);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (long s = 0; s < steps; s++) {
-        _tile_loadd(4, a + s * STEP, a_bytes);
-        _tile_loadd(6, b0 + s * TILE_ELEMENTS, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b1 + s * TILE_ELEMENTS, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a + 16 * a_row + s * STEP, a_bytes);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, c, c_bytes);
-    _tile_stored(1, c + 16, c_bytes);
-    _tile_stored(2, c + 16 * c_row, c_bytes);
-    _tile_stored(3, c + 16 * c_row + 16, c_bytes);
-}
-
-static inline void avx512_block(long rows, const bf16 *a, long a_row, const bf16 *b0,
-                                const bf16 *b1, long steps, float *c, long c_row, int more)
-{
-    for (long from = 0; from < rows; from += 8) {
-        __m512 sum[8][2];
-        for (int r = 0; r < 8; r++) {
-            float *own = c + (from + r) * c_row;
-            sum[r][0] = more ? _mm512_loadu_ps(own) : _mm512_setzero_ps();
-            sum[r][1] = more ? _mm512_loadu_ps(own + 16) : _mm512_setzero_ps();
-        }
-        for (long s = 0; s < steps; s++)
-            for (int pair = 0; pair < 16; pair++) {
-                long place = s * TILE_ELEMENTS + pair * 32;
-                __m512bh left = (__m512bh)_mm512_loadu_si512(b0 + place);
-                __m512bh right = (__m512bh)_mm512_loadu_si512(b1 + place);
-#pragma GCC unroll 8
-                for (int r = 0; r < 8; r++) {
-                    int both;
-                    memcpy(&both, a + (from + r) * a_row + s * STEP + pair * 2, 4);
-                    __m512bh own = (__m512bh)_mm512_set1_epi32(both);
-                    sum[r][0] = _mm512_dpbf16_ps(sum[r][0], own, left);
-                    sum[r][1] = _mm512_dpbf16_ps(sum[r][1], own, right);
-                }
-            }
-        for (int r = 0; r < 8; r++) {
-            float *own = c + (from + r) * c_row;
-            _mm512_storeu_ps(own, sum[r][0]);
-            _mm512_storeu_ps(own + 16, sum[r][1]);
-        }
-    }
-}
-
-static inline void block_bf16(int isa, long rows, const bf16 *a, long a_row, const bf16 *b0,
-                              const bf16 *b1, long steps, float *c, long c_row, int more)
-{
-    if (isa == AMX)
-        amx_block(a, a_row, b0, b1, steps, c, c_row, more);
-    else
-        avx512_block(rows, a, a_row, b0, b1, steps, c, c_row, more);
-}
-
-static inline void block_f32(int isa, long rows, const float *a, long a_row, const float *b0,
-                             const float *b1, long steps, float *c, long c_row, int more)
-{
-    (void)isa;
-    for (long from = 0; from < rows; from += 8) {
-        __m512 sum[8][2];
-        for (int r = 0; r < 8; r++) {
-            float *own = c + (from + r) * c_row;
-            sum[r][0] = more ? _mm512_loadu_ps(own) : _mm512_setzero_ps();
-            sum[r][1] = more ? _mm512_loadu_ps(own + 16) : _mm512_setzero_ps();
-        }
-        for (long term = 0; term < steps * STEP; term++) {
-            __m512 left = _mm512_loadu_ps(b0 + term * 16), right = _mm512_loadu_ps(b1 + term * 16);
-#pragma GCC unroll 8
-            for (int r = 0; r < 8; r++) {
-                __m512 own = _mm512_set1_ps(a[(from + r) * a_row + term]);
-                sum[r][0] = _mm512_fmadd_ps(own, left, sum[r][0]);
-                sum[r][1] = _mm512_fmadd_ps(own, right, sum[r][1]);
-            }
-        }
-        for (int r = 0; r < 8; r++) {
-            float *own = c + (from + r) * c_row;
-            _mm512_storeu_ps(own, sum[r][0]);
-            _mm512_storeu_ps(own + 16, sum[r][1]);
-        }
-    }
-}
+#include "avx512_fma.h"
+#ifdef __AVX512BF16__
+#include "avx512_bf16.h"
+#else
+#include "widened.h"
+#endif
 
 /* 16 x 16 words, transposed. */
 static inline void transpose(__m512i x[16])

@@ -19,31 +19,51 @@ typedef struct {
 } OF(Product);
 
 /* Rows [skip, 32) of a block's sums, c, which starts at row and column. */
-static void OF(finish)(const OF(Product) * p, const float *c, long row, long skip, long column)
+static inline __attribute__((always_inline)) void OF(finish_as)(const OF(Product) * p,
+                                                                const float *c, long row, long skip,
+                                                                long column, int gated, int curved,
+                                                                int adds)
 {
+    floats b0 = each(0), b1 = each(0);
+    if (p->bias) {
+        b0 = OF(load)(p->bias + column);
+        b1 = OF(load)(p->bias + column + 16);
+    }
+    ELEMENT *to = p->out + (row + skip) * p->out_row + column;
+    const ELEMENT *more = p->residual + (row + skip) * p->out_row + column;
     for (long r = skip; r < ROWS; r++) {
         floats left = load_f32(c + r * 32), right = load_f32(c + r * 32 + 16);
-        ELEMENT *to = p->out + (row + r) * p->out_row + column;
-        if (p->gated) {
+        if (gated) {
             OF(store)(to, multiply(multiply(left, sigmoid(left)), right));
-            continue;
+        } else {
+            left = add(left, b0);
+            right = add(right, b1);
+            if (curved) {
+                left = gelu(left);
+                right = gelu(right);
+            }
+            if (adds) {
+                left = add(left, OF(load)(more));
+                right = add(right, OF(load)(more + 16));
+                more += p->out_row;
+            }
+            OF(store)(to, left);
+            OF(store)(to + 16, right);
         }
-        if (p->bias) {
-            left = add(left, OF(load)(p->bias + column));
-            right = add(right, OF(load)(p->bias + column + 16));
-        }
-        if (p->curved) {
-            left = gelu(left);
-            right = gelu(right);
-        }
-        if (p->residual) {
-            const ELEMENT *more = p->residual + (row + r) * p->out_row + column;
-            left = add(left, OF(load)(more));
-            right = add(right, OF(load)(more + 16));
-        }
-        OF(store)(to, left);
-        OF(store)(to + 16, right);
+        to += p->out_row;
     }
+}
+
+static void OF(finish)(const OF(Product) * p, const float *c, long row, long skip, long column)
+{
+    if (p->gated)
+        OF(finish_as)(p, c, row, skip, column, 1, 0, 0);
+    else if (p->curved)
+        OF(finish_as)(p, c, row, skip, column, 0, 1, p->residual != 0);
+    else if (p->residual)
+        OF(finish_as)(p, c, row, skip, column, 0, 0, 1);
+    else
+        OF(finish_as)(p, c, row, skip, column, 0, 0, 0);
 }
 
 /* Rows [from, to) by columns [first, last). The last block starts early enough to be whole. */

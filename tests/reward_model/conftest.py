@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from reward_model.kernels.library import Isa, isa
+from reward_model.kernels.library import Isa, isa, present
 
 GPU = "cuda" if torch.cuda.is_available() else "cpu"
 """Where Triton's kernels are tested: without a GPU in its interpreter."""
-LEVELS = [level for level in Isa if level <= isa()]
+LEVELS = [level for level in Isa if level <= present()]
 LEVELS_AND_DTYPES = [
     (level, dtype)
     for dtype in (torch.float32, torch.bfloat16)

@@ -6,14 +6,14 @@ import shutil
 import pytest
 import torch
 
-from reward_model.kernels.library import Isa, isa, kernel, level, library, suits
+from reward_model.kernels.library import Isa, isa, kernel, level, library, present, suits
 
 
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or shutil.which("gcc") is None, reason="no C compiler for x86-64"
 )
 def test_built_where_there_is_a_compiler() -> None:
-    for best in (Isa.AVX2, Isa.AVX512):
+    for best in (Isa.AVX2, Isa.AVX512, Isa.AVX512_BF16):
         assert library(best) is not None, "make install has not built them"
 
 
@@ -43,29 +43,38 @@ def test_what_they_take(kernels: Isa) -> None:
 
 
 @pytest.mark.parametrize(
-    ("best", "single", "half"),
+    ("found", "intel", "used"),
     [
-        (Isa.NONE, Isa.NONE, Isa.NONE),
-        (Isa.AVX2, Isa.AVX2, Isa.AVX2),
-        (Isa.AVX512, Isa.AVX512, Isa.AVX2),
-        (Isa.AVX512_BF16, Isa.AVX512_BF16, Isa.AVX512_BF16),
-        (Isa.AMX, Isa.AMX, Isa.AMX),
+        (Isa.AVX2, True, Isa.AVX2),
+        (Isa.AVX512, True, Isa.AVX512),
+        (Isa.AVX512_BF16, True, Isa.AVX512),
+        (Isa.AVX512_BF16, False, Isa.AVX512_BF16),
+        (Isa.AMX, True, Isa.AMX),
     ],
 )
-def test_bfloat16_is_widened_where_nothing_multiplies_it(
-    best: Isa, single: Isa, half: Isa, monkeypatch: pytest.MonkeyPatch
+def test_bfloat16_is_widened_where_its_products_are_slow(
+    found: Isa, intel: bool, used: Isa, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reward_model.kernels.library.isa", lambda: best)
+    monkeypatch.delenv("SUMZERO_KERNELS", raising=False)
+    monkeypatch.setattr("reward_model.kernels.library.present", lambda: found)
+    monkeypatch.setattr("reward_model.kernels.library.made_by_intel", lambda: intel)
+    isa.cache_clear()
+    assert isa() is used
     cpu = torch.device("cpu")
-    assert level(torch.float32, cpu) is single
-    assert level(torch.bfloat16, cpu) is half
+    assert level(torch.float32, cpu) is level(torch.bfloat16, cpu) is used
     assert level(torch.float64, cpu) is Isa.NONE
+    monkeypatch.setenv("SUMZERO_KERNELS", found.name.lower())
+    isa.cache_clear()
+    assert isa() is found, "what is asked for by name is used"
+    isa.cache_clear()
 
 
 def test_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reward_model.kernels.library.library", lambda best: None)
     isa.cache_clear()
+    present.cache_clear()
     assert isa() is Isa.NONE
     with pytest.raises(RuntimeError, match="C compiler"):
         kernel("gate", torch.float32)
     isa.cache_clear()
+    present.cache_clear()
