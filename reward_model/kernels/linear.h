@@ -18,7 +18,8 @@ typedef struct {
     int gated, curved, isa; /* silu and a product of halves; gelu */
 } OF(Product);
 
-/* Rows [skip, 32) of a block's sums, c, which starts at row and column. */
+/* Rows [skip, 32) of a block's sums, c, which starts at row and column. What they become is told by
+   constants, so that the loop decides nothing. */
 static inline __attribute__((always_inline)) void OF(finish_as)(const OF(Product) * p,
                                                                 const float *c, long row, long skip,
                                                                 long column, int gated, int curved,
@@ -30,7 +31,7 @@ static inline __attribute__((always_inline)) void OF(finish_as)(const OF(Product
         b1 = OF(load)(p->bias + column + 16);
     }
     ELEMENT *to = p->out + (row + skip) * p->out_row + column;
-    const ELEMENT *more = p->residual + (row + skip) * p->out_row + column;
+    const ELEMENT *more = adds ? p->residual + (row + skip) * p->out_row + column : 0;
     for (long r = skip; r < ROWS; r++) {
         floats left = load_f32(c + r * 32), right = load_f32(c + r * 32 + 16);
         if (gated) {

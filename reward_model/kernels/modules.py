@@ -129,6 +129,33 @@ class KernelAttention(nn.Module):
         return heads if norm is None else norm(heads)
 
 
+class KernelSelfAttention(nn.Module):
+    """An encoder's; for the last layer's keys it computes no queries."""
+
+    key: nn.Linear
+    value: nn.Linear
+    attention_head_size: int
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        reading: Reading | None = options.get("reading")
+        if reading is not None and reading.wants_keys and past_key_values is None:
+            raise KeysTaken(Keys(*(self._heads(one, hidden_states) for one in (self.key, self.value))))
+        own: tuple[Tensor, Tensor | None] = super().forward(
+            hidden_states, attention_mask, past_key_values, **options
+        )
+        return own
+
+    def _heads(self, project: nn.Linear, hidden_states: Tensor) -> Tensor:
+        x: Tensor = project(hidden_states)
+        return x.view(*x.shape[:-1], -1, self.attention_head_size).transpose(1, 2)
+
+
 class KernelIntermediate(nn.Module):
     """gelu(dense(x)), the first half of an encoder's feed-forward part."""
 

@@ -16,6 +16,7 @@ from reward_model.kernels.modules import (
     KernelMLP,
     KernelNorm,
     KernelOutput,
+    KernelSelfAttention,
 )
 from reward_model.linear import Linear
 from reward_model.row_cuts import CutLinear
@@ -28,6 +29,7 @@ _LAYERS: dict[type, tuple[str, ...]] = {
     KernelMLP: tuple(f"{name}MLP" for name in _DECODERS),
     KernelAttention: tuple(f"{name}Attention" for name in _DECODERS),
     KernelLayer: tuple(f"{name}DecoderLayer" for name in _DECODERS),
+    KernelSelfAttention: tuple(f"{name}SelfAttention" for name in _ENCODERS),
     KernelIntermediate: tuple(f"{name}Intermediate" for name in _ENCODERS),
     KernelOutput: tuple(f"{name}{part}" for name in _ENCODERS for part in ("SelfOutput", "Output")),
     KernelEncoderLayer: tuple(f"{name}Layer" for name in _ENCODERS),

@@ -84,6 +84,9 @@ def test_the_last_layer_ends_with_the_rows_that_are_read(
     calls = [rows_seen(module, model) for module in ends]
     assert all(call in ([64], [rows, 64]) for call in calls), calls
     assert [64] in calls
+    for module in layer.modules():
+        if isinstance(module, modules.KernelSelfAttention):
+            assert rows_seen(module.query, model) == [64], "keys need no queries"
     first = next(m for m in model.backbone.modules() if isinstance(m, nn.ModuleList))[0]
     for module in first.modules():
         if isinstance(module, nn.Linear):

@@ -18,6 +18,7 @@ from reward_model.kernels.modules import (
     KernelMLP,
     KernelNorm,
     KernelOutput,
+    KernelSelfAttention,
 )
 from reward_model.lora import LoraLinear
 from reward_model.model import RewardModel
@@ -28,7 +29,13 @@ from tests.reward_model.test_architectures import sequences
 
 ALIKE = ["llama", "mistral", "qwen2", "qwen3"]
 OF_DECODERS = {KernelNorm, KernelMLP, KernelAttention, KernelLayer}
-OF_ENCODERS = {KernelIntermediate, KernelOutput, KernelLayerNorm, KernelEncoderLayer}
+OF_ENCODERS = {
+    KernelIntermediate,
+    KernelOutput,
+    KernelLayerNorm,
+    KernelEncoderLayer,
+    KernelSelfAttention,
+}
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}
 
 
