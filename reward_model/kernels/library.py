@@ -14,7 +14,7 @@ from torch import Tensor
 from reward_model.kernels import gpu
 from reward_model.processor import made_by_intel
 
-_INTERFACE = 4
+_INTERFACE = 5
 _AVX2 = ("avx2", "fma3")
 _AVX512 = (*_AVX2, "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")
 

@@ -5,6 +5,7 @@ With gradients, in other dtypes and on other machines a part computes as before.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.activations import GELUActivation, SiLUActivation
@@ -44,6 +45,48 @@ class KernelLayerNorm(nn.LayerNorm):
         if plain and suits(input, weight):
             return rows.layer_norm(input, weight, self.bias, self.eps)
         return super().forward(input)
+
+
+class KernelEmbeddings(nn.Module):
+    """An encoder's: LayerNorm(words + types + positions)."""
+
+    word_embeddings: nn.Module
+    token_type_embeddings: nn.Module
+    position_embeddings: nn.Module
+    LayerNorm: nn.Module
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        ids = [input_ids, token_type_ids, position_ids]
+        known = [one for one in ids if one is not None]
+        if len(known) == 3 and self._suits(known):
+            norm: Any = self.LayerNorm
+            tables = [table.weight for table in self._tables()]
+            return rows.embed(tables, known, norm.weight, norm.bias, norm.eps)
+        own: Tensor = super().forward(input_ids, token_type_ids, position_ids, **options)
+        return own
+
+    def _tables(self) -> list[Any]:
+        return [self.word_embeddings, self.token_type_embeddings, self.position_embeddings]
+
+    def _suits(self, ids: list[Tensor]) -> bool:
+        norm, tables = self.LayerNorm, self._tables()
+        return (
+            not self.training
+            and isinstance(norm, KernelLayerNorm)
+            and all(type(table) is nn.Embedding and table.max_norm is None for table in tables)
+            and not any(one._forward_hooks or one._forward_pre_hooks for one in (norm, *tables))
+            and len(norm.weight) % rows.MULTIPLE == 0
+            and all(one.dtype is torch.int64 and one.is_contiguous() for one in ids)
+            and all(one.shape == ids[0].shape and one.numel() for one in ids)
+            and not norm.weight.is_cuda
+            and suits(norm.weight, *(table.weight for table in tables))
+        )
 
 
 class KernelMLP(nn.Module):
@@ -145,7 +188,8 @@ class KernelSelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         reading: Reading | None = options.get("reading")
         if reading is not None and reading.wants_keys and past_key_values is None:
-            raise KeysTaken(Keys(*(self._heads(one, hidden_states) for one in (self.key, self.value))))
+            key, value = (self._heads(one, hidden_states) for one in (self.key, self.value))
+            raise KeysTaken(Keys(key, value))
         own: tuple[Tensor, Tensor | None] = super().forward(
             hidden_states, attention_mask, past_key_values, **options
         )

@@ -1,5 +1,5 @@
-/* What a decoder does row by row between its products. Rounded where transformers rounds, but for
-   the rotation, which is rounded once. */
+/* What a model does row by row between its products. Rounded where transformers rounds, but for the
+   rotation, which is rounded once. */
 
 #include <math.h>
 
@@ -18,7 +18,7 @@
 #include "rows.h"
 
 /* Changes with the arguments of any of these functions. */
-EXPORT int interface_version(void) { return 4; }
+EXPORT int interface_version(void) { return 5; }
 
 /* Whether the kernel lets this process use AMX; Linux wants to be asked. */
 #if defined(__linux__) && defined(__AVX512F__)

@@ -22,29 +22,52 @@ EXPORT void OF(rms_norm)(const ELEMENT *x, const ELEMENT *weight, ELEMENT *out, 
     }
 }
 
-/* out = weight * (x - mean x) / sqrt(variance of x + epsilon) + bias; bias may be NULL. */
+/* weight * (x - mean x) / sqrt(variance of x + epsilon) + bias; x may be where it goes. */
+static void OF(layer_norm_row)(const ELEMENT *x, const ELEMENT *weight, const ELEMENT *bias,
+                               ELEMENT *to, long dim, float epsilon)
+{
+    floats sum = each(0), squares = each(0);
+    for (long d = 0; d < dim; d += 16)
+        sum = add(sum, OF(load)(x + d));
+    floats mean = each(sum_of(sum) / (float)dim);
+    for (long d = 0; d < dim; d += 16) {
+        floats y = subtract(OF(load)(x + d), mean);
+        squares = multiply_add(y, y, squares);
+    }
+    float variance = sum_of(squares) / (float)dim;
+    floats scale = each(1.0f / sqrtf(variance + epsilon));
+    for (long d = 0; d < dim; d += 16) {
+        floats y = multiply(subtract(OF(load)(x + d), mean), scale);
+        floats shift = bias ? OF(load)(bias + d) : each(0);
+        OF(store)(to + d, multiply_add(y, OF(load)(weight + d), shift));
+    }
+}
+
+/* The same for all rows; bias may be NULL. */
 EXPORT void OF(layer_norm)(const ELEMENT *x, const ELEMENT *weight, const ELEMENT *bias,
                            ELEMENT *out, long rows, long dim, float epsilon, long threads)
 {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, ROWS_AT_ONCE)
+    for (long r = 0; r < rows; r++)
+        OF(layer_norm_row)(x + r * dim, weight, bias, out + r * dim, dim, epsilon);
+}
+
+/* The same for words[ids] + types[kinds] + places[positions]. */
+EXPORT void OF(embed)(const ELEMENT *words, const ELEMENT *types, const ELEMENT *places,
+                      const int64_t *ids, const int64_t *kinds, const int64_t *positions,
+                      const ELEMENT *weight, const ELEMENT *bias, ELEMENT *out, long rows, long dim,
+                      float epsilon, long threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(dynamic, ROWS_AT_ONCE)
     for (long r = 0; r < rows; r++) {
-        const ELEMENT *from = x + r * dim;
+        const ELEMENT *word = words + ids[r] * dim, *type = types + kinds[r] * dim;
+        const ELEMENT *place = places + positions[r] * dim;
         ELEMENT *to = out + r * dim;
-        floats sum = each(0), squares = each(0);
-        for (long d = 0; d < dim; d += 16)
-            sum = add(sum, OF(load)(from + d));
-        floats mean = each(sum_of(sum) / (float)dim);
         for (long d = 0; d < dim; d += 16) {
-            floats y = subtract(OF(load)(from + d), mean);
-            squares = multiply_add(y, y, squares);
+            floats y = OF(round)((add(OF(load)(word + d), OF(load)(type + d))));
+            OF(store)(to + d, add(y, OF(load)(place + d)));
         }
-        float variance = sum_of(squares) / (float)dim;
-        floats scale = each(1.0f / sqrtf(variance + epsilon));
-        for (long d = 0; d < dim; d += 16) {
-            floats y = multiply(subtract(OF(load)(from + d), mean), scale);
-            floats shift = bias ? OF(load)(bias + d) : each(0);
-            OF(store)(to + d, multiply_add(y, OF(load)(weight + d), shift));
-        }
+        OF(layer_norm_row)(to, weight, bias, to, dim, epsilon);
     }
 }
 

@@ -1,4 +1,6 @@
-"""What a decoder does row by row between its products."""
+"""What a model does row by row between its products."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +30,33 @@ def layer_norm(input: Tensor, weight: Tensor, bias: Tensor | None, epsilon: floa
     output = empty(input, *input.shape)
     threads = torch.get_num_threads()
     call("layer_norm", input_RD, weight, bias, output, *input_RD.shape, epsilon, threads)
+    return output
+
+
+def embed(
+    tables: Sequence[Tensor],
+    ids: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    epsilon: float,
+) -> Tensor:
+    """LayerNorm of the sum of three embeddings, rounded after each addition: [1, T, D].
+
+    Args:
+        tables: [·, D], contiguous. ids: rows of each, int64 [1, T], contiguous.
+
+    Raises:
+        IndexError: a table has no such row.
+    """
+    for table, of_table in zip(tables, ids, strict=True):
+        least, most = (int(bound) for bound in of_table.aminmax())
+        if least < 0 or most >= len(table):
+            raise IndexError(f"rows {least} to {most} of an embedding that has {len(table)}")
+    output = empty(weight, *ids[0].shape, len(weight))
+    call(
+        "embed", *tables, *ids, weight, bias, output, ids[0].numel(), len(weight), epsilon,
+        torch.get_num_threads(),
+    )  # fmt: skip
     return output
 
 

@@ -11,6 +11,7 @@ from reward_model.kernels.library import Isa, isa
 from reward_model.kernels.linear import KernelLinear, keep_packed
 from reward_model.kernels.modules import (
     KernelAttention,
+    KernelEmbeddings,
     KernelIntermediate,
     KernelLayerNorm,
     KernelMLP,
@@ -29,6 +30,7 @@ _LAYERS: dict[type, tuple[str, ...]] = {
     KernelMLP: tuple(f"{name}MLP" for name in _DECODERS),
     KernelAttention: tuple(f"{name}Attention" for name in _DECODERS),
     KernelLayer: tuple(f"{name}DecoderLayer" for name in _DECODERS),
+    KernelEmbeddings: tuple(f"{name}Embeddings" for name in _ENCODERS),
     KernelSelfAttention: tuple(f"{name}SelfAttention" for name in _ENCODERS),
     KernelIntermediate: tuple(f"{name}Intermediate" for name in _ENCODERS),
     KernelOutput: tuple(f"{name}{part}" for name in _ENCODERS for part in ("SelfOutput", "Output")),

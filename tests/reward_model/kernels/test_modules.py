@@ -13,6 +13,7 @@ from reward_model.kernels.library import Isa
 from reward_model.kernels.linear import KernelLinear
 from reward_model.kernels.modules import (
     KernelAttention,
+    KernelEmbeddings,
     KernelIntermediate,
     KernelLayerNorm,
     KernelMLP,
@@ -34,6 +35,7 @@ OF_ENCODERS = {
     KernelOutput,
     KernelLayerNorm,
     KernelEncoderLayer,
+    KernelEmbeddings,
     KernelSelfAttention,
 }
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}

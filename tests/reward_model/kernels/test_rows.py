@@ -1,9 +1,11 @@
-"""What a decoder does row by row, against transformers."""
+"""What a model does row by row, against transformers."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEmbeddings
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, apply_rotary_pos_emb
 
 from reward_model.kernels import rows
@@ -49,6 +51,27 @@ def test_layer_norm(dim: int, biased: bool, dtype: torch.dtype) -> None:
     norm.to(dtype)
     x = 5 + 3 * random(2, 33, dim, dtype=dtype)
     close(rows.layer_norm(x, norm.weight, norm.bias, norm.eps), norm(x), units=4)
+
+
+@pytest.mark.parametrize("dim", [16, 384, 1040])
+@torch.no_grad()
+def test_embeddings(dim: int, dtype: torch.dtype) -> None:
+    config = BertConfig(
+        vocab_size=50, hidden_size=dim, max_position_embeddings=40, num_attention_heads=1
+    )
+    theirs = BertEmbeddings(config).eval().to(dtype)
+    for parameter in theirs.parameters():
+        parameter.copy_(random(*parameter.shape, dtype=dtype))
+    tables = [theirs.word_embeddings, theirs.token_type_embeddings, theirs.position_embeddings]
+    weights = [table.weight for table in tables]
+    ids = [torch.randint(len(weight), (1, 33)) for weight in weights]
+    norm = theirs.LayerNorm
+    found = rows.embed(weights, ids, norm.weight, norm.bias, norm.eps)
+    close(found, theirs(ids[0], ids[1], ids[2]), units=4)
+    for row in (-1, 50):
+        ids[0][0, 7] = row
+        with pytest.raises(IndexError, match="an embedding that has 50"):
+            rows.embed(weights, ids, norm.weight, norm.bias, norm.eps)
 
 
 @pytest.mark.parametrize("dim", [32, 64, 96])
