@@ -66,7 +66,7 @@ class ScoringSettings(Settings):
     share_prefix: bool = True
     """Compute a common token prefix once; changes no score."""
     max_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens computed in one forward; bounds the peak memory. By default 4,096 on a CPU (2,048
+    """Tokens computed in one forward; bounds the peak memory. By default 4,096 on a CPU (3,072
     in float32), which gains nothing by more, and 16,384 elsewhere. A CPU takes 2,048 while little
     waits."""
     cache_mib: int = Field(64, ge=0)

@@ -37,7 +37,7 @@ def test_a_directory_is_named_by_its_own_name(
 @pytest.mark.parametrize(
     ("options", "budget", "quick"),
     [
-        ((), 2048, 2048),
+        ((), 3072, 2048),
         (("--dtype", "bfloat16"), 4096, 2048),
         (("--dtype", "bfloat16", "--max_batch_tokens", "100"), 100, 100),
         (("--device", "cuda"), 16384, 16384),

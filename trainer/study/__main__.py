@@ -3,7 +3,7 @@
 Everything is in ``output_dir``: ``cells/`` (what was trained on and measured), ``runs/`` (a run
 directory of ``trainer.reward`` per arm and replicate), ``results.json`` and ``report.html``, both
 written anew whenever a replicate has its primary arms, and again when it has the others. The same
-command goes on where it was stopped.
+command goes on where it was stopped, and looks once at what is there.
 ``--pilot '[2e-5, 5e-5]'`` compares learning rates on the dev set instead: ``pilot.json``.
 """
 
@@ -20,7 +20,7 @@ def _command(settings: StudySettings) -> None:
     from trainer.study.page import write_page
     from trainer.study.pilot import try_rates, write_trials
     from trainer.study.results import analyse, write_results
-    from trainer.study.runs import run_all
+    from trainer.study.runs import finished, run_all
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -34,9 +34,11 @@ def _command(settings: StudySettings) -> None:
         return
     if not settings.analyse_only:
         complete: set[int] = set()
+        analysed: dict[str, int] = {}
         for number in run_all(settings):
             complete.add(number)
-            if len(complete) > 1:
+            if len(complete) > 1 and (there := finished(settings)) != analysed:
+                analysed = there
                 write_results(settings, found := analyse(settings))
                 write_page(settings, found)
         return

@@ -167,6 +167,12 @@ def has_record(settings: StudySettings, arm: str, number: int) -> bool:
     return record_path(settings, arm, number).is_file()
 
 
+def finished(settings: StudySettings) -> dict[str, int]:
+    """The files of records that are there, and when they were written, in ns."""
+    paths = records_directory(settings).rglob("*.json")
+    return {str(path): path.stat().st_mtime_ns for path in paths}
+
+
 def read_cells(settings: StudySettings, number: int) -> dict[str, list[CellPrompt]]:
     """The measured cells of a replicate."""
     directory = cells_directory(settings, number)

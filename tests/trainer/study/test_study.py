@@ -25,6 +25,7 @@ from trainer.study.records import Record, processor
 from trainer.study.results import Results, analyse, write_results
 from trainer.study.runs import (
     cells_directory,
+    finished,
     prepare,
     read_record,
     read_rewards,
@@ -193,6 +194,23 @@ def test_records_are_all_that_a_study_needs(settings: StudySettings, tmp_path: P
     assert list(run_all(moved)) == [0, 1, 0, 1]
     assert not run_directory(moved, "bt", 0).exists()
     assert analyse(moved) == wanted
+
+
+def test_a_finished_study_is_analysed_once(
+    settings: StudySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.study.__main__ import _command
+
+    analysed = []
+
+    def count(settings: StudySettings) -> Results:
+        analysed.append(len(finished(settings)))
+        return analyse(settings)
+
+    monkeypatch.setattr("trainer.study.results.analyse", count)
+    _command(settings)
+    records = 2 * 3 * 2  # replicates, arms; rewards and benchmarks
+    assert analysed == [records]
 
 
 def test_every_run_is_measured_on_the_benchmarks(settings: StudySettings) -> None:
