@@ -64,7 +64,8 @@ class KernelEmbeddings(nn.Module):
     ) -> Tensor:
         ids = [input_ids, token_type_ids, position_ids]
         known = [one for one in ids if one is not None]
-        if len(known) == 3 and self._suits(known):
+        alone = options.get("inputs_embeds") is None
+        if alone and len(known) == 3 and self._suits(known):
             norm: Any = self.LayerNorm
             tables = [table.weight for table in self._tables()]
             return rows.embed(tables, known, norm.weight, norm.bias, norm.eps)
@@ -85,6 +86,7 @@ class KernelEmbeddings(nn.Module):
             and all(one.dtype is torch.int64 and one.is_contiguous() for one in ids)
             and all(one.shape == ids[0].shape and one.numel() for one in ids)
             and not norm.weight.is_cuda
+            and all(table.weight.is_contiguous() for table in tables)
             and suits(norm.weight, *(table.weight for table in tables))
         )
 
