@@ -96,10 +96,7 @@ def assert_same_run(one: Path, two: Path) -> None:
     for a, b in zip(left, right, strict=True):
         for name in names:
             if name in a:
-                # The loss may be near 0, its gradient is not (norm 20 to 50): weights that are apart
-                # by rounding, 1e-7 each, move it by up to 2e-4.
-                bound = 5e-4 if name == "loss" else 1e-4
-                assert a[name] == pytest.approx(b[name], rel=1e-3, abs=bound), name
+                assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
     found = weights(two)
     for name, tensor in weights(one).items():
         torch.testing.assert_close(tensor, found[name], rtol=0, atol=2e-4)
