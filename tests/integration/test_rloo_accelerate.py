@@ -110,7 +110,8 @@ def test_ddp(world: Path, one: Path) -> None:
 
 
 def test_ddp_with_adapters_and_normalised_advantages(world: Path) -> None:
-    options = ["--lora.rank", "4", "--objective.normalize_advantages"]
+    # A seed by which no loss comes near 0: rounding of the weights, 1e-7, moves it by up to 2e-4.
+    options = ["--lora.rank", "4", "--objective.normalize_advantages", "--seed", "2"]
     alone = run(world, "lora-one", None, *options)
     assert_same_run(alone, run(world, "lora-ddp", "ddp_cpu.yaml", *options))
 
